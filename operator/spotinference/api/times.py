@@ -1,0 +1,20 @@
+"""Times on the wire: RFC 3339 in UTC. No clock here; `clients.clock` reads one."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+
+
+def to_text(at: datetime) -> str:
+    """RFC 3339 with whole seconds, as Kubernetes writes metav1.Time."""
+    return at.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def to_micro_text(at: datetime) -> str:
+    """RFC 3339 with microseconds, as Kubernetes writes metav1.MicroTime (Leases)."""
+    return at.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+
+
+def parse(text: str) -> datetime:
+    """An aware UTC datetime; ValueError when the text is not RFC 3339."""
+    return datetime.fromisoformat(text).astimezone(UTC)

@@ -1,0 +1,150 @@
+"""Everything a decision about one tier may look at, as plain values.
+
+Built by `controller/observe.py` from watched objects and scrapes; by the simulator and the tests
+directly. `now` is part of it, so `decide` needs no clock.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from enum import StrEnum
+
+from spotinference.api.demand import Demand
+from spotinference.api.kinds import Json
+from spotinference.api.pool import PoolSpec
+from spotinference.api.tier import TierSpec, TierStatus
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class TierRef:
+    namespace: str
+    name: str
+
+    def __str__(self) -> str:
+        return f"{self.namespace}/{self.name}"
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Market:
+    """One (pool, zone): where spot capacity and price exist."""
+
+    pool: str
+    zone: str
+
+    def __str__(self) -> str:
+        return f"{self.pool}/{self.zone}"
+
+
+@dataclass(frozen=True, slots=True)
+class Notice:
+    """A warning that a node will go. `deadline` is the latest moment it is still there."""
+
+    source: str
+    deadline: datetime
+
+
+class NodeHealth(StrEnum):
+    HEALTHY = "healthy"
+    STALE = "stale"
+    """three kubelet renewals missed (30 s), or Ready is not True: out of routing, replaced"""
+    GONE = "gone"
+    """the node object does not exist (any more)"""
+
+
+@dataclass(frozen=True, slots=True)
+class NodeView:
+    name: str
+    health: NodeHealth
+    notice: Notice | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """One successful scrape of one replica. A failed scrape is no sample: unknown is not zero."""
+
+    at: datetime
+    running: int
+    waiting: int
+    finished_total: float = 0.0
+    rejected_total: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class ReplicaView:
+    """One engine pod."""
+
+    name: str
+    uid: str
+    market: Market
+    created_at: datetime
+    node: NodeView | None
+    """None: not bound to a node yet"""
+    ready: bool
+    running: bool
+    """its engine container's process runs (loading, or serving)"""
+    deleting: bool
+    ip: str | None = None
+    ready_at: datetime | None = None
+    doomed_until: datetime | None = None
+    unschedulable_since: datetime | None = None
+    unschedulable_message: str = ""
+    failure: str | None = None
+    """the container's own words: crash, image pull, OOM; None while all is well"""
+    revision: str | None = None
+    """hash of the pod template it was made from (label pod-template-hash)"""
+    sample: Sample | None = None
+    """the newest sample not older than the freshness bound; None: unknown"""
+
+
+@dataclass(frozen=True, slots=True)
+class CacheView:
+    """One cache claim and the job that fills it. `zone` None: one claim for all zones."""
+
+    zone: str | None
+    bound: bool
+    complete: bool
+    """the job finished and its manifest is written"""
+    revision: str | None = None
+    """the commit it holds, from the job's termination message"""
+    size_bytes: int | None = None
+    failure: str | None = None
+    claim_message: str | None = None
+    """why the claim is still pending, in the provisioner's words"""
+
+
+@dataclass(frozen=True, slots=True)
+class OperatorSettings:
+    """What the operator's own configuration contributes to manifests."""
+
+    image: str
+    """our own image, for cache jobs"""
+    hub_endpoint: str = "https://huggingface.co"
+    gateway_selector: Mapping[str, str] = field(
+        default_factory=lambda: {"app.kubernetes.io/component": "gateway"}
+    )
+    operator_selector: Mapping[str, str] = field(
+        default_factory=lambda: {"app.kubernetes.io/component": "operator"}
+    )
+    system_namespace: str = "spotinference"
+
+
+@dataclass(frozen=True, slots=True)
+class Observed:
+    now: datetime
+    ref: TierRef
+    uid: str
+    generation: int
+    deleting: bool
+    spec: TierSpec
+    status: TierStatus
+    pools: Mapping[str, PoolSpec]
+    """the pools that exist among those the tier names"""
+    replicas: tuple[ReplicaView, ...]
+    caches: tuple[CacheView, ...]
+    demands: tuple[Demand, ...]
+    """unexpired demand of all gateways"""
+    children: Mapping[tuple[str, str], Json]
+    """live children by (kind, name): Deployments, Service, PVCs, Jobs, PDB, NetworkPolicy, …"""
+    settings: OperatorSettings
