@@ -257,6 +257,17 @@ class WeightsStatus(ApiModel):
     bytes: int | None = Field(default=None, description="Size of the model's files.")
 
 
+class EngineFailureStatus(ApiModel):
+    """Wakes that ended because the engine would not start; reset by a ready replica or an edit."""
+
+    failures: int = 0
+    generation: int = Field(default=0, description="The tier's generation that failed.")
+    retry_at: Annotated[str, StringConstraints(max_length=40)] = Field(
+        description="No replica is started before this."
+    )
+    message: Annotated[str, StringConstraints(max_length=1024)] = ""
+
+
 class TierStatus(ApiModel):
     observed_generation: int | None = None
     phase: Literal["Asleep", "Waking", "Ready", "Draining", "Degraded"] | None = None
@@ -273,3 +284,4 @@ class TierStatus(ApiModel):
     scaling: ScalingStatus = Field(default_factory=ScalingStatus)
     last_decision: DecisionStatus | None = None
     weights: WeightsStatus | None = None
+    engine_failure: EngineFailureStatus | None = None

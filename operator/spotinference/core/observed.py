@@ -69,6 +69,11 @@ class Sample:
     waiting: int
     finished_total: float = 0.0
     rejected_total: float = 0.0
+    active_at: datetime | None = None
+    """when the scraper last saw work on it: running or waiting above zero, or finished_total moved.
+
+    Without it short requests between two scrapes are invisible and a tier in use falls asleep.
+    """
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +93,10 @@ class ReplicaView:
     ip: str | None = None
     ready_at: datetime | None = None
     doomed_until: datetime | None = None
+    doomed_reason: str | None = None
+    """annotation doomed-reason: a `plan.DoomReason` value"""
+    restarts: int = 0
+    """restartCount of its engine container"""
     unschedulable_since: datetime | None = None
     unschedulable_message: str = ""
     failure: str | None = None

@@ -11,14 +11,39 @@ from spotinference.api.kinds import Json, Kind
 from spotinference.api.tier import TierStatus
 
 
+class DoomReason(StrEnum):
+    """Value of the annotation doomed-reason: why a replica gets no new work."""
+
+    NOTICE = "notice"
+    NODE_LOST = "node-lost"
+    SCALE_DOWN = "scale-down"
+
+
+DOOMED_DELETION_COST = -1000
+"""Doomed pods are the ones their ReplicaSet removes first; others have cost 0."""
+
+
 @dataclass(frozen=True, slots=True)
 class Doom:
-    """Mark an engine pod: gateways send it nothing new, and it must be gone by `until`."""
+    """Mark an engine pod: gateways send it nothing new, and it must be gone by `until`.
+
+    Written as annotations `doomed-until`, `doomed-reason` and (so that the right pod goes when its
+    Deployment shrinks) `controller.kubernetes.io/pod-deletion-cost`, in one patch with the uid.
+    """
 
     pod: str
     uid: str
     until: datetime
-    reason: str
+    reason: DoomReason
+    deletion_cost: int = DOOMED_DELETION_COST
+
+
+@dataclass(frozen=True, slots=True)
+class Pardon:
+    """Take the three annotations of a Doom away again: the node came back, or the load did."""
+
+    pod: str
+    uid: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +60,10 @@ class Apply:
 
 @dataclass(frozen=True, slots=True)
 class Delete:
-    """Delete a child, guarded by its uid; `grace_s=0` removes a pod whose node is gone."""
+    """Delete a child, guarded by its uid; `grace_s=0` removes a pod whose node is gone.
+
+    Send `propagationPolicy: Background`: the server's default for a Job orphans its pods.
+    """
 
     kind: Kind
     name: str
@@ -66,6 +94,9 @@ class Plan:
     """Deployments whose replica count changes: first, they are what a waiting client needs"""
     applies: tuple[Apply, ...] = ()
     deletes: tuple[Delete, ...] = ()
+    """after the scales, so that a replacement starts in the market just scaled up"""
+    pardons: tuple[Pardon, ...] = ()
+    """order against the others does not matter"""
     status: TierStatus | None = None
     """None: unchanged"""
     events: tuple[EventNote, ...] = ()
@@ -75,5 +106,11 @@ class Plan:
     @property
     def empty(self) -> bool:
         return not (
-            self.dooms or self.scales or self.applies or self.deletes or self.status or self.events
+            self.dooms
+            or self.scales
+            or self.applies
+            or self.deletes
+            or self.pardons
+            or self.status
+            or self.events
         )
