@@ -116,7 +116,8 @@ class Story:
         self._say.done(f"first token {woken:.1f} s after the request")
         self._say.block(await self._cluster.kubectl("get", "itier"))
         heard.show()
-        while heard.tokens < expected * RECLAIM_AT_SHARE and not answering.done():
+        middle = expected * RECLAIM_AT_SHARE
+        while heard.tokens < middle and not answering.done():  # noqa: ASYNC110  # a stream fills it
             await asyncio.sleep(0.02)
         cut_at = len(heard.whole)
         if answering.done():
@@ -224,9 +225,10 @@ class Story:
                 TIER, lambda t: _phase(t) == "Asleep", deadline_s=SLEEP_DEADLINE_S
             )
             deadline = time.monotonic() + SLEEP_DEADLINE_S
-            while await self._cluster.gpu_nodes() and time.monotonic() < deadline:
+            nodes = await self._cluster.gpu_nodes()
+            while nodes and time.monotonic() < deadline:
                 await asyncio.sleep(0.3)
-        nodes = await self._cluster.gpu_nodes()
+                nodes = await self._cluster.gpu_nodes()
         self._say.block(await self._cluster.kubectl("get", "itier"))
         if nodes:
             self._say.failed(f"{len(nodes)} GPU nodes are still held")
