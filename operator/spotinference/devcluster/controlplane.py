@@ -25,7 +25,6 @@ from spotinference.devcluster.state import write_private
 READY_DEADLINE_S = 60.0
 """Three seconds on an idle machine; a machine that compiles meanwhile is ten times slower."""
 READY_POLL_S = 0.1
-STOP_GRACE_S = 3.0
 SERVICE_CIDR = "10.96.0.0/16"
 CLIENT_QPS, CLIENT_BURST = "200", "400"
 """The controllers' own throttle (20/s) would dominate every wake of many tiers at once."""
@@ -81,6 +80,7 @@ class ControlPlane:
         self._block = block
         self.url = f"https://{block.apiserver}:{network.free_port(block.apiserver)}"
         self.ca_file: Path = paths.pki / "kubernetes.crt"
+        self.agent_kubeconfig = self._component_config("agent")
         self.processes: list[ManagedProcess] = []
         self._admin: Pair | None = None
 
@@ -96,6 +96,8 @@ class ControlPlane:
         self._admin = main.client("admin", "spotinference-admin", ("system:masters",))
         identities = {
             paths.kubeconfig: self._admin,
+            # A name of its own, so that the audit log tells its writes from a person's.
+            self.agent_kubeconfig: main.client("agent", "spotinference-agent", ("system:masters",)),
             self._component_config("controller-manager"): main.client(
                 "controller-manager", "system:kube-controller-manager"
             ),
@@ -142,10 +144,9 @@ class ControlPlane:
         server = self.processes[1]
         raise errors.ApiUnavailable(server.failure(f"not ready after {deadline_s:.0f} s ({last})"))
 
-    async def stop(self) -> None:
-        """Clients first, the store last; nothing here needs a graceful end, so the grace is short."""
-        for process in reversed(self.processes):
-            await process.stop(STOP_GRACE_S)
+    async def kill(self) -> None:
+        """At once: the data dies with the cluster, so a graceful end would be wasted time."""
+        await asyncio.gather(*(process.kill() for process in self.processes))
 
     def _raise_if_dead(self) -> None:
         for process in self.processes:

@@ -29,6 +29,11 @@ class ClusterPaths:
         return self.root.with_name(f".{self.name}.lock")
 
     @property
+    def start_log(self) -> Path:
+        """Where a supervisor writes until its state directory exists."""
+        return self.root.with_name(f".{self.name}.log")
+
+    @property
     def kubeconfig(self) -> Path:
         """Admin, for the person."""
         return self.root / "kubeconfig"

@@ -46,6 +46,12 @@ def die_with_parent() -> None:
         _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
 
 
+def end_with_parent() -> None:
+    """Like `die_with_parent`, but SIGTERM: for a child that has to clean up itself."""
+    if _libc is not None:
+        _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
+
+
 class ManagedProcess:
     """One process in a session of its own, its output in a log file."""
 

@@ -1,0 +1,301 @@
+"""One embedded cluster, composed: control plane, node agent, hub, operator, gateway.
+
+Run as a process of its own: `python -m spotinference.devcluster.cluster`, options as JSON on
+stdin. `cli/dev.py` starts it and follows cluster.json. When it ends, nothing of it is left; when
+it is killed, `clean` removes what it left.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import importlib.util
+import os
+import secrets
+import shutil
+import signal
+import sys
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import structlog
+from pydantic import BaseModel
+
+import spotinference
+from spotinference import errors, logs
+from spotinference.clients.kube import Kube
+from spotinference.devcluster import bootstrap, network, processes, state
+from spotinference.devcluster import paths as cluster_paths
+from spotinference.devcluster.controlplane import ControlPlane
+from spotinference.devcluster.processes import ManagedProcess
+from spotinference.devcluster.supervisor import Action, ControlApi, Keeper
+from spotinference.devcluster.topology import Topology
+
+log = structlog.get_logger(__name__)
+
+OWN_PROCESSES_DEADLINE_S = 60.0
+"""Operator and gateway import and list within 3 s; a busy machine takes several times that."""
+STOP_GRACE_S = 2.0
+"""Nothing in a cluster that is thrown away is worth waiting for."""
+
+
+class Options(BaseModel):
+    """What `dev up` decided."""
+
+    name: str
+    engine: state.Engine
+    topology: Topology
+    binaries: dict[str, Path]
+    operator: bool = True
+    gateway: bool = True
+    gateway_port: int = 0
+
+
+class Cluster:
+    """The composition root of one cluster."""
+
+    def __init__(self, options: Options, paths: cluster_paths.ClusterPaths) -> None:
+        self.options = options
+        self.paths = paths
+        self.block = network.allocate(options.name)
+        self.control_plane = ControlPlane(paths, options.binaries, self.block)
+        self.state = state.ClusterState(
+            name=options.name,
+            engine=options.engine,
+            supervisor_pid=os.getpid(),
+            started_at=datetime.now(UTC).isoformat(timespec="seconds"),
+            apiserver_url=self.control_plane.url,
+            control_token=secrets.token_urlsafe(24),
+            audit_log=str(paths.audit_log),
+            kubeconfig=str(paths.kubeconfig),
+        )
+        self.control = ControlApi(self.block.control, self.state.control_token, self._actions())
+        self.state.control_url = self.control.url
+        self.keepers: dict[str, Keeper] = {}
+        self.agent: Any = None
+        self._kube: Kube | None = None
+
+    async def run(self) -> None:
+        """Up, then serving until cancelled, then down: one call, so that nothing can be left."""
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                await self._up(tasks)
+                self._say("", stage="ready")
+                log.info("cluster.ready", name=self.options.name, gateway=self.state.gateway_url)
+        finally:
+            self._say("", stage="stopping")
+            await self._down()
+
+    # --- up --------------------------------------------------------------------------------------
+
+    async def _up(self, tasks: asyncio.TaskGroup) -> None:
+        self._say("control plane")
+        self.control_plane.prepare()
+        self.state.api_key = bootstrap.api_key(self.paths)
+        await self.control.start()
+        await self.control_plane.start()
+        self._say("resources and rights")
+        kube = await Kube.connect(
+            field_manager="spotinference-dev", kubeconfig=self.control_plane.agent_kubeconfig
+        )
+        self._kube = kube
+        await bootstrap.resources(kube, self.options.topology)
+        await bootstrap.credentials(
+            kube, self.paths, self.control_plane.url, self.control_plane.ca_file
+        )
+        for process in self.control_plane.processes:
+            self._keep(tasks, Keeper(process, grace_s=3.0))
+        self._say("node agent")
+        await self._start_agent(tasks, kube)
+        self._say("operator and gateway")
+        await self._start_own(tasks)
+
+    async def _start_agent(self, tasks: asyncio.TaskGroup, kube: Kube) -> None:
+        if importlib.util.find_spec("spotinference.devcluster.agent") is None:
+            log.warning("agent.missing", note="no node agent in this checkout yet: no nodes")
+
+    async def _start_own(self, tasks: asyncio.TaskGroup) -> None:
+        """Operator and gateway as processes, each with its own rights; both start at once."""
+        keepers = []
+        if self.options.operator and self._has("operator"):
+            keepers.append(self._operator())
+        if self.options.gateway and self._has("gateway"):
+            keepers.append(self._gateway())
+        for keeper in keepers:
+            await keeper.start()
+            self._keep(tasks, keeper)
+        for keeper in keepers:
+            await keeper.wait_healthy(OWN_PROCESSES_DEADLINE_S)
+
+    def _operator(self) -> Keeper:
+        host = self.block.operator
+        metrics, probes = network.free_port(host), network.free_port(host)
+        self.state.operator_metrics_url = f"http://{host}:{metrics}/metrics"
+        self.state.operator_probes_url = f"http://{host}:{probes}"
+        argv = self._own("operator", "run")
+        argv += ["--kubeconfig", str(self.paths.operator_kubeconfig)]
+        argv += ["--namespace", bootstrap.SYSTEM_NAMESPACE, "--identity", "dev-operator-0"]
+        argv += ["--host", host, "--metrics-port", str(metrics), "--probe-port", str(probes)]
+        if self.state.hub_url:
+            argv += ["--hub-endpoint", self.state.hub_url]
+        return self._keeper("operator", argv, f"http://{host}:{probes}/readyz")
+
+    def _gateway(self) -> Keeper:
+        host = self.block.gateway
+        port = self.options.gateway_port or network.free_port(host)
+        metrics = network.free_port(host)
+        self.state.gateway_url = f"http://{host}:{port}"
+        self.state.gateway_metrics_url = f"http://{host}:{metrics}/metrics"
+        argv = self._own("gateway", "run")
+        argv += ["--kubeconfig", str(self.paths.gateway_kubeconfig)]
+        argv += ["--keys-file", str(self.paths.keys_file), "--id", "dev-gateway-0"]
+        argv += ["--host", host, "--port", str(port), "--metrics-port", str(metrics)]
+        return self._keeper("gateway", argv, f"http://{host}:{port}/readyz")
+
+    def _has(self, command: str) -> bool:
+        if importlib.util.find_spec(f"spotinference.cli.{command}") is not None:
+            return True
+        log.warning(f"{command}.missing", note="not in this checkout yet: not started")
+        return False
+
+    def _own(self, *arguments: str) -> list[str]:
+        return [sys.executable, "-m", "spotinference", *arguments]
+
+    def _keeper(self, name: str, argv: list[str], health_url: str) -> Keeper:
+        # Found from any working directory, installed or not.
+        env = {"PYTHONPATH": str(Path(spotinference.__file__).parents[1])}
+        process = ManagedProcess(name, argv, paths=self.paths, env=env)
+        return Keeper(process, health_url=health_url, grace_s=STOP_GRACE_S)
+
+    def _keep(self, tasks: asyncio.TaskGroup, keeper: Keeper) -> None:
+        self.keepers[keeper.name] = keeper
+        tasks.create_task(keeper.run(), name=f"keep {keeper.name}")
+
+    def _say(self, doing: str, *, stage: state.Stage = "starting") -> None:
+        """Writes cluster.json, which is what everybody outside sees."""
+        self.state.stage = stage
+        self.state.doing = doing
+        self.state.pids = {name: keeper.process.pid for name, keeper in self.keepers.items()}
+        state.save(self.paths, self.state)
+
+    # --- commands --------------------------------------------------------------------------------
+
+    def _actions(self) -> dict[str, Action]:
+        return {
+            "status": self._status,
+            "reclaim": self._reclaim,
+            "market": self._market,
+            "process": self._process,
+        }
+
+    async def _status(self, _: dict[str, Any]) -> dict[str, Any]:
+        rows = {
+            name: {
+                "pid": keeper.process.pid,
+                "alive": keeper.process.alive,
+                "healthy": await keeper.healthy(),
+                "restarts": keeper.restarts,
+                "log": str(keeper.process.log),
+            }
+            for name, keeper in self.keepers.items()
+        }
+        return {"processes": rows}
+
+    async def _reclaim(self, body: dict[str, Any]) -> dict[str, Any]:
+        """`{"node": NAME, "notice": seconds or null}`; null: at once, without any sign."""
+        notice = body.get("notice")
+        await self.agent.reclaim(str(body["node"]), None if notice is None else float(notice))
+        return {}
+
+    async def _market(self, body: dict[str, Any]) -> dict[str, Any]:
+        pool, zone, capacity = str(body["pool"]), str(body["zone"]), int(body["capacity"])
+        self.options.topology.market(pool, zone)
+        if capacity < 0:
+            raise errors.ConfigInvalid(f"--capacity {capacity}: must not be negative")
+        await self.agent.set_capacity(pool, zone, capacity)
+        return {}
+
+    async def _process(self, body: dict[str, Any]) -> dict[str, Any]:
+        """`{"name": …, "do": start|stop|restart|kill|crash}`; a crash comes back, a kill does not."""
+        keeper = self.keepers.get(str(body["name"]))
+        if keeper is None:
+            known = ", ".join(self.keepers)
+            raise errors.ConfigInvalid(f"no process {body['name']!r}; this cluster runs {known}")
+        match body["do"]:
+            case "start":
+                await keeper.start()
+            case "stop":
+                await keeper.hold()
+            case "restart":
+                await keeper.restart()
+            case "kill":
+                await keeper.kill(stay_down=True)
+            case "crash":
+                await keeper.kill(stay_down=False)
+            case other:
+                raise errors.ConfigInvalid(f"{other!r}: use start, stop, restart, kill or crash")
+        if body["do"] in {"start", "restart"}:
+            await keeper.wait_healthy(OWN_PROCESSES_DEADLINE_S)
+        self._say("", stage="ready")
+        return {"pid": keeper.process.pid}
+
+    # --- down ------------------------------------------------------------------------------------
+
+    async def _down(self) -> None:
+        """Our own processes get a short grace; the data of the rest dies with the cluster."""
+        own = [k for k in self.keepers.values() if k.process not in self.control_plane.processes]
+        await asyncio.gather(*(keeper.stop() for keeper in own))
+        if self._kube is not None:
+            await self._kube.close()
+        await self.control_plane.kill()
+        await self.control.stop()
+        clean(self.paths)
+        self.block.release()
+
+
+def clean(paths: cluster_paths.ClusterPaths) -> list[int]:
+    """Kills all processes that a cluster of this name left; returns their ids."""
+    return processes.sweep(paths)
+
+
+def main() -> None:
+    """Reads options from stdin; exit 0 after a wanted end, 1 with a sentence otherwise."""
+    options = Options.model_validate_json(sys.stdin.read())
+    logs.setup(json_lines=True)
+    paths = cluster_paths.cluster(options.name)
+    try:
+        with state.Ownership(paths):
+            left = clean(paths)
+            shutil.rmtree(paths.root, ignore_errors=True)
+            paths.make()
+            with contextlib.suppress(FileNotFoundError):  # our own log, opened before all this
+                paths.start_log.rename(paths.log("supervisor"))
+            if left:
+                log.info("leftovers.killed", pids=left)
+            asyncio.run(_run(options, paths))
+    except* errors.SpotinferenceError as group:
+        for error in _leaves(group):
+            print(f"error: {error}", file=sys.stderr)
+        sys.exit(1)
+
+
+async def _run(options: Options, paths: cluster_paths.ClusterPaths) -> None:
+    task = asyncio.create_task(Cluster(options, paths).run())
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, task.cancel)
+    with contextlib.suppress(asyncio.CancelledError):
+        await task
+
+
+def _leaves(group: BaseExceptionGroup[errors.SpotinferenceError]) -> list[BaseException]:
+    return [
+        leaf
+        for error in group.exceptions
+        for leaf in (_leaves(error) if isinstance(error, BaseExceptionGroup) else [error])
+    ]
+
+
+if __name__ == "__main__":
+    main()
