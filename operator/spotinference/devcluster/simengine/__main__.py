@@ -1,0 +1,9 @@
+"""`python -m spotinference.devcluster.simengine serve MODEL …`."""
+
+from __future__ import annotations
+
+import sys
+
+from spotinference.devcluster.simengine.server import main
+
+sys.exit(main(sys.argv[1:]))

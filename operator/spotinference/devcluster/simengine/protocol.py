@@ -1,0 +1,328 @@
+"""Request bodies in, and vLLM's own errors out: statuses, wording and shapes as it has them."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import orjson
+
+from spotinference.devcluster.simengine import tokenizer
+from spotinference.devcluster.simengine.options import SimOptions
+
+Json = dict[str, object]
+
+DEFAULT_COMPLETION_TOKENS = 16
+MAX_LOGPROBS = 20
+
+
+class Refused(Exception):
+    """An answer in vLLM's error shape."""
+
+    def __init__(self, status: int, message: str, kind: str, param: str | None = None) -> None:
+        super().__init__(message)
+        self.status = status
+        self.message = message
+        self.kind = kind
+        self.param = param
+
+    def body(self) -> bytes:
+        return orjson.dumps(
+            {
+                "error": {
+                    "message": self.message,
+                    "type": self.kind,
+                    "param": self.param,
+                    "code": self.status,
+                }
+            }
+        )
+
+
+def bad_request(message: str, param: str | None = None) -> Refused:
+    return Refused(400, message, "BadRequestError", param)
+
+
+def queue_full() -> Refused:
+    return Refused(
+        503,
+        "The engine is currently busy and cannot accept new requests. "
+        "Please try again later or on a different instance.",
+        "Service Unavailable",
+    )
+
+
+def shutting_down() -> Refused:
+    return Refused(500, "cannot schedule new futures after shutdown", "InternalServerError")
+
+
+def core_died() -> Refused:
+    return Refused(
+        500,
+        "EngineCore encountered an issue. See stack trace (above) for the root cause.",
+        "InternalServerError",
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Generation:
+    """What one HTTP request asks for, parsed and checked."""
+
+    chat: bool
+    model: str
+    """The first served name, whichever alias was asked for: so answers vLLM."""
+    prompts: tuple[tuple[int, ...], ...]
+    text_prompt: bool
+    max_tokens: int
+    min_tokens: int
+    n: int
+    seed: int | None
+    greedy: bool
+    output_only: bool
+    ignore_eos: bool
+    stop: tuple[str, ...]
+    stop_token_ids: frozenset[int]
+    include_stop: bool
+    stream: bool
+    include_usage: bool
+    continuous_usage: bool
+    return_token_ids: bool
+    logprobs: bool
+    role: str = "assistant"
+
+    def seed_of(self, index: int) -> int | None:
+        """The random generator's seed of the `index`-th sequence; None when greedy."""
+        if self.greedy:
+            return None
+        return (random.getrandbits(62) if self.seed is None else self.seed) + index
+
+
+def parse_json(body: bytes) -> Json:
+    try:
+        value = orjson.loads(body)
+    except orjson.JSONDecodeError as error:
+        raise Refused(
+            400,
+            "1 validation error:\n  {'type': 'json_invalid', 'loc': 'body', "
+            f"'msg': 'JSON decode error', 'ctx': {{'error': '{error.msg}'}}}}",
+            "Bad Request",
+            "body",
+        ) from None
+    if not isinstance(value, dict):
+        raise _invalid("body", "Input should be a valid dictionary")
+    return value
+
+
+def _invalid(param: str, message: str, kind: str = "type_error") -> Refused:
+    text = f"1 validation error:\n  {{'type': '{kind}', 'loc': '{param}', 'msg': '{message}'}}"
+    return Refused(400, text, "Bad Request", param)
+
+
+def parse_generation(body: Mapping[str, object], options: SimOptions, *, chat: bool) -> Generation:
+    """The request as a value; Refused as vLLM refuses."""
+    prompts: tuple[tuple[int, ...], ...]
+    role = "assistant"
+    if chat:
+        prompts, text_prompt = (_chat_prompt(body),), True
+        if body.get("continue_final_message"):
+            role = _messages(body)[-1][0]
+        logprobs = bool(body.get("logprobs"))
+    else:
+        prompts, text_prompt = _completion_prompts(body)
+        logprobs = body.get("logprobs") is not None
+    stream = bool(body.get("stream"))
+    stream_options = body.get("stream_options")
+    if stream_options is not None and not stream:
+        raise bad_request(
+            "Stream options can only be defined when `stream=True`. (parameter=stream_options)",
+            "stream_options",
+        )
+    usage = stream_options if isinstance(stream_options, dict) else {}
+    model_of(body, options)
+    longest = max(len(prompt) for prompt in prompts)
+    temperature = _real(body, "temperature", 1.0)
+    if temperature < 0:
+        raise bad_request(
+            f"temperature must be non-negative, got {temperature}. "
+            f"(parameter=temperature, value={temperature})",
+            "temperature",
+        )
+    n = _whole(body, "n") or 1
+    if n > 1 and temperature == 0:
+        raise bad_request(f"n must be 1 when using greedy sampling, got {n}.")
+    stop = body.get("stop") or ()
+    stops = (stop,) if isinstance(stop, str) else tuple(str(s) for s in _items(stop))
+    stop_ids = frozenset(i for i in _items(body.get("stop_token_ids")) if isinstance(i, int))
+    penalties = _real(body, "presence_penalty", 0.0) or _real(body, "frequency_penalty", 0.0)
+    form = body.get("response_format")
+    grammar = bool(body.get("structured_outputs")) or (
+        isinstance(form, dict) and form.get("type") in {"json_object", "json_schema"}
+    )
+    tools = chat and bool(body.get("tools")) and body.get("tool_choice", "auto") == "auto"
+    if tools and not options.tool_parser:
+        raise bad_request(
+            '"auto" tool choice requires --enable-auto-tool-choice and --tool-call-parser to be set'
+        )
+    return Generation(
+        chat=chat,
+        model=options.served_names[0],
+        prompts=prompts,
+        text_prompt=text_prompt,
+        max_tokens=_max_tokens(body, options, longest, chat=chat),
+        min_tokens=_whole(body, "min_tokens") or 0,
+        n=n,
+        seed=_whole(body, "seed"),
+        greedy=temperature == 0,
+        output_only=bool(penalties) or grammar,
+        ignore_eos=bool(body.get("ignore_eos")),
+        stop=tuple(s for s in stops if s),
+        stop_token_ids=stop_ids,
+        include_stop=bool(body.get("include_stop_str_in_output")),
+        stream=stream,
+        include_usage=bool(usage.get("include_usage")),
+        continuous_usage=bool(usage.get("include_usage"))
+        and bool(usage.get("continuous_usage_stats")),
+        return_token_ids=bool(body.get("return_token_ids")),
+        logprobs=logprobs,
+        role=role,
+    )
+
+
+def model_of(body: Mapping[str, object], options: SimOptions) -> None:
+    """Refused with 404 when the body names a model that is not served; naming none is fine."""
+    model = body.get("model")
+    if model is None or model in options.served_names:
+        return
+    aliases = ", ".join(options.served_names)
+    raise Refused(
+        404,
+        f"The model `{model}` does not exist. Valid aliases: {aliases}."
+        if len(options.served_names) > 1
+        else f"The model `{model}` does not exist.",
+        "NotFoundError",
+        "model",
+    )
+
+
+def _max_tokens(
+    body: Mapping[str, object], options: SimOptions, prompt_len: int, *, chat: bool
+) -> int:
+    limit = options.max_model_len
+    asked = _whole(body, "max_completion_tokens") if chat else None
+    if asked is None:
+        asked = _whole(body, "max_tokens")
+    if asked is not None and asked < 1:
+        raise bad_request(
+            f"max_tokens must be at least 1, got {asked}. (parameter=max_tokens, value={asked})",
+            "max_tokens",
+        )
+    if asked is not None and asked > limit:
+        raise bad_request(
+            f"max_tokens={asked} cannot be greater than max_model_len={limit}. "
+            f"Please request fewer output tokens. (parameter=max_tokens, value={asked})",
+            "max_tokens",
+        )
+    room = limit - prompt_len
+    if room < 1 or (asked is not None and asked > room):
+        wanted = asked or 0
+        raise bad_request(
+            f"This model's maximum context length is {limit} tokens. However, you requested "
+            f"{wanted} output tokens and your prompt contains {prompt_len} input tokens, for a "
+            f"total of {wanted + prompt_len} tokens. Please reduce the length of the input prompt "
+            f"or the number of requested output tokens. "
+            f"(parameter=input_tokens, value={prompt_len})",
+            "input_tokens",
+        )
+    if asked is None:
+        asked = room if chat else min(DEFAULT_COMPLETION_TOKENS, room)
+    return asked
+
+
+def _messages(body: Mapping[str, object]) -> list[tuple[str, str]]:
+    messages = body.get("messages")
+    if messages is None:
+        raise _invalid("body.messages", "Field required", "missing")
+    if not isinstance(messages, list):
+        raise _invalid("body.messages", "Input should be a valid list")
+    if not messages:
+        raise bad_request(
+            "Cannot apply chat template to an empty conversation. Provide at least one message."
+        )
+    result: list[tuple[str, str]] = []
+    for message in messages:
+        if not isinstance(message, dict) or not isinstance(message.get("role"), str):
+            raise _invalid("body.messages.0.role", "Field required", "missing")
+        content = message.get("content")
+        if isinstance(content, list):
+            content = "\n".join(
+                str(part.get("text", "")) for part in content if isinstance(part, dict)
+            )
+        result.append((message["role"], str(content or "")))
+    return result
+
+
+def _chat_prompt(body: Mapping[str, object]) -> tuple[int, ...]:
+    continued = bool(body.get("continue_final_message"))
+    generation_prompt = bool(body.get("add_generation_prompt", True))
+    if continued and generation_prompt:
+        raise bad_request(
+            "Cannot set both `continue_final_message` and `add_generation_prompt` to True."
+        )
+    return tuple(
+        tokenizer.render_chat(
+            _messages(body),
+            add_generation_prompt=generation_prompt,
+            continue_final_message=continued,
+        )
+    )
+
+
+def _completion_prompts(body: Mapping[str, object]) -> tuple[tuple[tuple[int, ...], ...], bool]:
+    """Token prompts, and whether text had to be tokenised (draining treats that differently)."""
+    if body.get("echo"):
+        raise bad_request("echo is not supported by the simulated engine")
+    prompt = body.get("prompt")
+    if isinstance(prompt, str):
+        return (tuple(tokenizer.encode(prompt)),), True
+    if not isinstance(prompt, list):
+        raise bad_request("Either prompt or prompt_embeds must be provided and non-empty.")
+    if not prompt:
+        raise bad_request("You must pass at least one prompt")
+    if isinstance(prompt[0], int):
+        prompt = [prompt]
+    prompts: list[tuple[int, ...]] = []
+    text = False
+    for one in prompt:
+        if isinstance(one, str):
+            text = True
+            prompts.append(tuple(tokenizer.encode(one)))
+            continue
+        ids = tuple(i for i in _items(one) if isinstance(i, int))
+        for token in ids:
+            if not 0 <= token < tokenizer.VOCAB_SIZE:
+                raise bad_request(f"Token id {token} is out of vocabulary")
+        prompts.append(ids)
+    return tuple(prompts), text
+
+
+def _items(value: object) -> list[object]:
+    return list(value) if isinstance(value, (list, tuple)) else []
+
+
+def _whole(body: Mapping[str, object], name: str) -> int | None:
+    value = body.get(name)
+    if value is None:
+        return None
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise _invalid(f"body.{name}", "Input should be a valid integer", "int_parsing")
+    return value
+
+
+def _real(body: Mapping[str, object], name: str, default: float) -> float:
+    value = body.get(name)
+    if value is None:
+        return default
+    if not isinstance(value, (int, float)) or isinstance(value, bool):
+        raise _invalid(f"body.{name}", "Input should be a valid number", "float_parsing")
+    return float(value)
