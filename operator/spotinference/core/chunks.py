@@ -1,0 +1,184 @@
+"""The chunks of vLLM's chat and completion streams on the wire: read, hidden, written.
+
+Everything that knows a chunk's field names is here. Written chunks have the engine's own key
+order and compact form, so that a continued stream looks like an undisturbed one.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from enum import StrEnum
+
+import orjson
+
+from spotinference.api.kinds import Json
+
+DONE = b"data: [DONE]\n\n"
+DONE_DATA = b"[DONE]"
+
+_IDS = re.compile(rb'"((?:prompt_)?token_ids)"\s*:\s*\[[^\]]*\]')
+_TROUBLE = re.compile(rb'data: ?\{\s*"error"|"finish_reason"\s*:\s*"(?:abort|error)"')
+
+
+class Endpoint(StrEnum):
+    CHAT = "/v1/chat/completions"
+    COMPLETION = "/v1/completions"
+
+    @property
+    def object(self) -> str:
+        return "chat.completion.chunk" if self is Endpoint.CHAT else "text_completion"
+
+    @property
+    def id_prefix(self) -> str:
+        return "chatcmpl-" if self is Endpoint.CHAT else "cmpl-"
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """What is the same in all chunks of one answer."""
+
+    id: str
+    created: int
+    model: str
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """What one chunk of a single-choice answer adds."""
+
+    token_ids: tuple[int, ...]
+    text: str
+    finish_reason: str | None
+    role: bool
+    """a chat chunk that only opens the message"""
+    plain: bool
+    """nothing but text: no tool calls, reasoning or log probabilities"""
+
+
+def hide_token_ids(raw: bytes) -> bytes:
+    """The events as they would be had nobody asked for token ids: `null`, as vLLM writes it.
+
+    Inside a JSON string each quote is escaped, so the pattern can only match a real key.
+    """
+    return _IDS.sub(rb'"\1":null', raw) if b'token_ids"' in raw else raw
+
+
+def may_be_trouble(raw: bytes) -> bool:
+    """Whether an engine's error or aborted answer may be in these events: look closer then."""
+    return (b'"error"' in raw or b'"abort"' in raw) and _TROUBLE.search(raw) is not None
+
+
+def decode(data: bytes) -> Json | None:
+    """The chunk in an event's data; None when it is not a JSON object."""
+    try:
+        chunk = orjson.loads(data)
+    except orjson.JSONDecodeError:
+        return None
+    return chunk if isinstance(chunk, dict) else None
+
+
+def encode(chunk: Json) -> bytes:
+    return b"data: " + orjson.dumps(chunk) + b"\n\n"
+
+
+def identity(chunk: Json) -> Identity | None:
+    try:
+        return Identity(str(chunk["id"]), int(chunk["created"]), str(chunk["model"]))
+    except (KeyError, TypeError, ValueError):
+        return None
+
+
+def error_of(chunk: Json) -> Json | None:
+    """The engine's error when this chunk is one."""
+    error = chunk.get("error")
+    return error if isinstance(error, dict) else None
+
+
+def prompt_token_ids(chunk: Json) -> list[int] | None:
+    """Ids of the prompt: at the top in chat, in the choice for completions."""
+    ids = chunk.get("prompt_token_ids")
+    if ids is None and chunk.get("choices"):
+        ids = chunk["choices"][0].get("prompt_token_ids")
+    return ids if isinstance(ids, list) else None
+
+
+def piece(endpoint: Endpoint, choice: Json) -> Piece:
+    ids = tuple(choice.get("token_ids") or ())
+    finish = choice.get("finish_reason")
+    plain = choice.get("logprobs") is None
+    if endpoint is Endpoint.COMPLETION:
+        return Piece(ids, choice.get("text") or "", finish, role=False, plain=plain)
+    delta = choice.get("delta") or {}
+    text = delta.get("content") or ""
+    others = [key for key, value in delta.items() if key not in {"role", "content"} and value]
+    role = "role" in delta and not text and not ids and not others and finish is None
+    return Piece(ids, text, finish, role=role, plain=plain and not others)
+
+
+def text_choice(
+    endpoint: Endpoint, source: Json, *, text: str, token_ids: tuple[int, ...] | None
+) -> Json:
+    """A choice of plain text in the endpoint's form, the rest taken from `source`."""
+    finish = source.get("finish_reason")
+    ids = list(token_ids) if token_ids is not None else None
+    choice: Json = {"index": 0}
+    if endpoint is Endpoint.CHAT:
+        choice |= {"delta": {"content": text}, "logprobs": None, "finish_reason": finish}
+        if finish is not None:
+            choice["stop_reason"] = source.get("stop_reason")
+        return choice | {"token_ids": ids}
+    return choice | {
+        "text": text,
+        "logprobs": None,
+        "finish_reason": finish,
+        "stop_reason": source.get("stop_reason"),
+        "prompt_token_ids": None,
+        "token_ids": ids,
+    }
+
+
+def envelope(endpoint: Endpoint, who: Identity, choices: list[Json], source: Json) -> Json:
+    """A chunk of this answer around `choices`; further top-level fields come from `source`."""
+    chunk: Json = {
+        "id": who.id,
+        "object": endpoint.object,
+        "created": who.created,
+        "model": who.model,
+        "choices": choices,
+    }
+    for key in ("usage", "system_fingerprint", "metrics"):
+        if source.get(key) is not None:
+            chunk[key] = source[key]
+    return chunk
+
+
+def usage(prompt_tokens: int, completion_tokens: int) -> Json:
+    return {
+        "prompt_tokens": prompt_tokens,
+        "total_tokens": prompt_tokens + completion_tokens,
+        "completion_tokens": completion_tokens,
+    }
+
+
+def shifted_usage(before: Json, tokens: int) -> Json:
+    """Usage of a continuation as usage of the whole: `tokens` of its prompt were generated."""
+    return before | {
+        "prompt_tokens": before.get("prompt_tokens", 0) - tokens,
+        "completion_tokens": (before.get("completion_tokens") or 0) + tokens,
+    }
+
+
+def empty_chunk(endpoint: Endpoint, who: Identity) -> bytes:
+    """A chunk without choices: nothing to show, but clients that time out on parsed chunks live."""
+    return encode(envelope(endpoint, who, [], {}))
+
+
+def error_event(message: str, *, kind: str, code: str, status: int) -> bytes:
+    """The event that ends a stream which cannot be ended well; never followed by [DONE]."""
+    error = {"message": message, "type": kind, "param": None, "code": code, "status": status}
+    return encode({"error": error})
+
+
+def comment(text: str) -> bytes:
+    return b": " + text.encode() + b"\n\n"

@@ -1,0 +1,276 @@
+"""How a streamed answer survives its replica: classes of requests, and what to send next.
+
+A request gets its class when it arrives (`prepare`). When a replica is lost, `plan` says how the
+answer goes on, from what the client already has:
+
+    class     at a loss
+    token     prompt ids + generated ids go to /v1/completions as a token prompt
+    replay    the same request again; what the client has is verified token by token, then on
+    restart   nothing was delivered yet: the same request again
+    refused   an error event and an aborted connection; never a normal end
+
+A token prompt continues exactly only where the engine's sampling depends on nothing but the
+tokens before (greedy, no output-counting penalties, no grammar); a replay repeats whatever is
+greedy or seeded, so an unseeded request is given a seed on arrival. `splice.py` carries on what
+`plan` decides.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+from spotinference.api.kinds import Json
+from spotinference.core import chunks
+from spotinference.core.chunks import Endpoint
+from spotinference.core.delivered import Delivered
+
+
+class Class(StrEnum):
+    TOKEN = "token"  # noqa: S105 - a class of continuation, no secret
+    REPLAY = "replay"
+    RESTART = "restart"
+    REFUSED = "refused"
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """A request as it goes to the engine, and how its answer may be continued."""
+
+    endpoint: Endpoint
+    body: Json
+    kind: Class
+    reason: str
+    """why this class, for logs and for the error of a refused one"""
+    stream: bool
+    hide_token_ids: bool
+    include_usage: bool
+    continuous_usage: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Next:
+    """The request that carries the answer on, and what to expect from its beginning."""
+
+    kind: Class
+    path: str
+    body: Json
+    expect_ids: tuple[int, ...]
+    """tokens that the client already has and that will come again"""
+    expect_text: str
+    """the text that comes with them"""
+    base_tokens: int
+    """generated tokens that are part of the new prompt"""
+    needs_max_tokens: bool
+    """no max_tokens was given in chat: fill in the context that is left (`with_max_tokens`)"""
+
+
+@dataclass(frozen=True, slots=True)
+class Ending:
+    """The answer was finished when its replica died: only these events were missing."""
+
+    events: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    reason: str
+
+
+_COPIED = (
+    "model", "temperature", "top_p", "top_k", "min_p", "repetition_penalty", "seed", "stop",
+    "stop_token_ids", "include_stop_str_in_output", "ignore_eos", "skip_special_tokens",
+    "spaces_between_special_tokens", "logit_bias", "allowed_token_ids", "priority", "cache_salt",
+    "user", "session_id", "stream_options", "stream_interval",
+)  # fmt: skip
+"""Fields of chat that mean the same in a token prompt to /v1/completions."""
+
+_HARMLESS = frozenset(_COPIED) | {
+    "messages", "prompt", "stream", "n", "max_tokens", "max_completion_tokens", "min_tokens",
+    "metadata", "store", "service_tier", "request_id", "add_generation_prompt",
+    "continue_final_message", "add_special_tokens", "documents", "chat_template",
+    "chat_template_kwargs", "truncate_prompt_tokens", "truncation_side", "return_token_ids",
+    "safety_identifier", "prompt_cache_key", "parallel_tool_calls",
+}  # fmt: skip
+"""Fields that are over and done with once the prompt's ids are known. Any other field set to
+something means replay: an unknown field may act on the output."""
+
+
+def prepare(
+    endpoint: Endpoint, body: Json, *, seed: int, enabled: bool = True, parsed: bool = False
+) -> Prepared:
+    """Classifies a valid request and readies it for the engine.
+
+    `seed` is injected where the client gave none and sampling would be random. `parsed`: the tier
+    runs a reasoning parser, so chat chunks are not just the tokens' text.
+    """
+    stream = body.get("stream") is True
+    options = body.get("stream_options") or {}
+    kind, reason = _classify(endpoint, body, enabled=enabled, parsed=parsed)
+    sent = dict(body)
+    if stream and kind in {Class.TOKEN, Class.REPLAY}:
+        sent["return_token_ids"] = True
+        if kind is Class.REPLAY and body.get("seed") is None and not _greedy(body):
+            sent["seed"] = seed
+    return Prepared(
+        endpoint=endpoint,
+        body=sent,
+        kind=kind,
+        reason=reason,
+        stream=stream,
+        hide_token_ids=not body.get("return_token_ids"),
+        include_usage=bool(options.get("include_usage")),
+        continuous_usage=bool(options.get("continuous_usage_stats")),
+    )
+
+
+def _greedy(body: Json) -> bool:
+    temperature = body.get("temperature")
+    return isinstance(temperature, int | float) and temperature == 0
+
+
+def _classify(endpoint: Endpoint, body: Json, *, enabled: bool, parsed: bool) -> tuple[Class, str]:
+    if body.get("stream") is not True:
+        return Class.RESTART, "nothing is sent before the answer is whole"
+    if not enabled:
+        return Class.REFUSED, "spec.interruption.continuation is off"
+    if (refusal := _refused(endpoint, body)) is not None:
+        return Class.REFUSED, refusal
+    if not _greedy(body):
+        return Class.REPLAY, "sampled with a seed"
+    if parsed and endpoint is Endpoint.CHAT:
+        return Class.REPLAY, "a reasoning parser shapes the answer"
+    if body.get("echo"):
+        return Class.REPLAY, "echo"
+    if _has_media(body):
+        return Class.REPLAY, "the prompt has parts that are not text"
+    for name, value in body.items():
+        if name not in _HARMLESS and value not in (None, False, 0, "", [], {}):
+            if name == "response_format" and value == {"type": "text"}:
+                continue
+            if name in {"include_reasoning", "tool_choice"}:
+                continue  # tool_choice matters only beside tools, which are seen on their own
+            return Class.REPLAY, f"{name} acts on the output"
+    return Class.TOKEN, "greedy"
+
+
+def _refused(endpoint: Endpoint, body: Json) -> str | None:
+    if (body.get("n") or 1) != 1:
+        return "n > 1: choices cannot be told apart by token"
+    if body.get("use_beam_search"):
+        return "beam search"
+    if body.get("include_reasoning") is False:
+        return "include_reasoning is false: the engine then hides token ids"
+    if body.get("prompt_embeds"):
+        return "prompt_embeds: the prompt has no token ids"
+    if body.get("kv_transfer_params") or body.get("ec_transfer_params"):
+        return "transfer parameters belong to one replica"
+    if endpoint is Endpoint.COMPLETION:
+        if body.get("echo"):
+            return "echo: the engine leaves the prompt out when token ids are asked for"
+        prompt = body.get("prompt")
+        if isinstance(prompt, list) and len(prompt) > 1 and not isinstance(prompt[0], int):
+            return "several prompts in one request"
+    return None
+
+
+def _has_media(body: Json) -> bool:
+    return any(
+        isinstance(part, dict) and part.get("type") != "text"
+        for message in body.get("messages") or ()
+        if isinstance(message, dict) and isinstance(message.get("content"), list)
+        for part in message["content"]
+    )
+
+
+def plan(
+    prepared: Prepared, delivered: Delivered, *, whole: bool = False
+) -> Next | Ending | Refusal:
+    """How the answer goes on, given what the client has. `whole`: replay from the beginning."""
+    delivered.settle()
+    if not delivered.substance:
+        return _again(prepared, Class.RESTART, delivered)
+    if prepared.kind in {Class.REFUSED, Class.RESTART}:
+        return Refusal(prepared.reason)
+    if delivered.finish_reason is not None:
+        return _ending(prepared, delivered)
+    if not delivered.continuable:
+        return Refusal("the engine did not report the ids of all tokens")
+    if prepared.kind is Class.TOKEN and delivered.plain and not whole:
+        return _by_token(prepared, delivered)
+    return _again(prepared, Class.REPLAY, delivered)
+
+
+def _again(prepared: Prepared, kind: Class, delivered: Delivered) -> Next:
+    return Next(
+        kind=kind,
+        path=prepared.endpoint.value,
+        body=prepared.body,
+        expect_ids=tuple(delivered.token_ids),
+        expect_text=delivered.text_from(0),
+        base_tokens=0,
+        needs_max_tokens=False,
+    )
+
+
+def _ending(prepared: Prepared, delivered: Delivered) -> Ending | Refusal:
+    """After finish_reason only usage and [DONE] can be missing, and we can write both."""
+    if not prepared.include_usage or delivered.usage_seen:
+        return Ending(chunks.DONE)
+    if delivered.identity is None or delivered.prompt_ids is None:
+        return Refusal("the engine did not report the ids of the prompt")
+    usage = {"usage": chunks.usage(len(delivered.prompt_ids), len(delivered.token_ids))}
+    last = chunks.envelope(prepared.endpoint, delivered.identity, [], usage)
+    return Ending(chunks.encode(last) + chunks.DONE)
+
+
+def _by_token(prepared: Prepared, delivered: Delivered) -> Next:
+    """Prompt = prompt ids + generated ids up to the last clean point; the rest comes again.
+
+    A stop string may straddle the cut, and the engine holds back text that may be the beginning
+    of one. Starting early enough (`reach`) makes its state the same as that of the lost one.
+    """
+    body = prepared.body
+    stops = body.get("stop") or []
+    longest = max((len(s) for s in ([stops] if isinstance(stops, str) else stops)), default=0)
+    reach = max(longest - 1, 0)
+    held = 0 if body.get("include_stop_str_in_output") else reach
+    mark = delivered.mark(reach=reach)
+    if mark.tokens == 0:
+        held = 0
+    assert delivered.prompt_ids is not None
+    sent: Json = {name: body[name] for name in _COPIED if body.get(name) is not None}
+    sent["prompt"] = [*delivered.prompt_ids, *delivered.token_ids[: mark.tokens]]
+    sent |= {"stream": True, "return_token_ids": True}
+    limit = _max_tokens(prepared)
+    if limit is not None:
+        sent["max_tokens"] = limit - mark.tokens
+    if body.get("min_tokens"):
+        sent["min_tokens"] = max(0, body["min_tokens"] - mark.tokens)
+    return Next(
+        kind=Class.TOKEN,
+        path=Endpoint.COMPLETION.value,
+        body=sent,
+        expect_ids=tuple(delivered.token_ids[mark.tokens :]),
+        expect_text=delivered.text_from(mark.chars + held),
+        base_tokens=mark.tokens,
+        needs_max_tokens=limit is None,
+    )
+
+
+def _max_tokens(prepared: Prepared) -> int | None:
+    """The client's limit of generated tokens; None: as far as the context goes."""
+    body = prepared.body
+    if prepared.endpoint is Endpoint.COMPLETION:
+        limit = body.get("max_tokens")
+        return 16 if limit is None else int(limit)  # vLLM's and OpenAI's default
+    limit = body.get("max_completion_tokens")
+    limit = body.get("max_tokens") if limit is None else limit
+    return None if limit is None else int(limit)
+
+
+def with_max_tokens(request: Next, max_model_len: int) -> Json:
+    """The body with the context that is left as its limit, where none was given."""
+    if not request.needs_max_tokens:
+        return request.body
+    return request.body | {"max_tokens": max(1, max_model_len - len(request.body["prompt"]))}

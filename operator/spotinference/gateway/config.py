@@ -1,0 +1,84 @@
+"""Every limit and deadline of the gateway, by name, with its reason.
+
+Fields become `SPOTINFERENCE_GATEWAY_<NAME>` in the environment; the command line overrides.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pydantic import Field
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+
+class GatewaySettings(BaseSettings):
+    model_config = SettingsConfigDict(
+        env_prefix="SPOTINFERENCE_GATEWAY_", frozen=True, extra="ignore"
+    )
+
+    # --- addresses ------------------------------------------------------------------------------
+    host: str = "0.0.0.0"
+    port: int = Field(default=8080, ge=0, le=65535)
+    metrics_port: int = Field(default=9090, ge=0, le=65535)
+    keys_file: Path | None = None
+    kubeconfig: Path | None = None
+    announce: Path | None = None
+    id: str | None = None
+    engine_port: int = Field(default=8000, ge=1, le=65535)
+
+    # --- what a client may send -----------------------------------------------------------------
+    max_body_bytes: int = 32 * 1024 * 1024
+    """Room for a few images; beyond it 413."""
+    body_timeout_s: float = 30.0
+    """A body that is not here by then is slow on purpose: 408."""
+    head_timeout_s: float = 15.0
+    """From the first byte of a request (or the connection) to the end of its head."""
+    idle_timeout_s: float = 75.0
+    """Keep-alive between requests: longer than a load balancer's 60 s."""
+    max_line_bytes: int = 8190
+    max_header_bytes: int = 8190
+    max_headers: int = 100
+    max_connections: int = 10_000
+    client_write_timeout_s: float = 60.0
+    """A client that takes nothing this long while bytes wait for it is gone."""
+
+    # --- parking --------------------------------------------------------------------------------
+    max_parked: int = 20_000
+    """Over all tiers; each tier has its own bound in spec.wake.maxParked."""
+    max_parked_bytes: int = 512 * 1024 * 1024
+    """Bodies of parked requests."""
+    parked_retry_after_s: int = 5
+    fail_fast_s: float = 5.0
+    """A parked stream gets its status this late at the latest; until then a true 504 or 503 can
+    still be answered, afterwards it is 200 and heartbeats."""
+    heartbeat_s: float = 10.0
+    """SSE comments to parked streams; proxies cut at 60 s of silence, some at 30."""
+    empty_chunk_s: float = 60.0
+    """Clients that count parsed chunks only (LangChain: 120 s) get one without choices."""
+
+    # --- engines --------------------------------------------------------------------------------
+    connect_timeout_s: float = 2.0
+    first_byte_timeout_s: float = 600.0
+    """Queue and prefill of a long prompt."""
+    next_byte_timeout_s: float = 60.0
+    """Between two chunks: a replica this silent is lost."""
+    max_answer_bytes: int = 64 * 1024 * 1024
+    """A non-streamed answer is held until it is whole."""
+    max_losses: int = 5
+    """Replicas that may die on one request before it counts as the cause."""
+    max_attempts: int = 30
+    """Attempts of one request in all, refused connections and busy replicas included."""
+    eject_s: float = 0.5
+    """First pause of a replica whose connection failed; doubles up to the maximum."""
+    eject_max_s: float = 10.0
+    engine_connections: int = 10_000
+
+    # --- demand ---------------------------------------------------------------------------------
+    demand_retry_max_s: float = 2.0
+    demand_attempts: int = 5
+
+    # --- process --------------------------------------------------------------------------------
+    keys_poll_s: float = 1.0
+    drain_s: float = 25.0
+    """After SIGTERM running answers may end this long; below the pod's grace of 30 s."""
+    sync_timeout_s: float = 30.0

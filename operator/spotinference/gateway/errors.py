@@ -1,0 +1,135 @@
+"""Every answer of the gateway that is not the engine's: one table, OpenAI-shaped, stable codes.
+
+docs/reference/gateway-errors.md shows this table; a test holds the two together.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+
+import orjson
+
+from spotinference.core import chunks
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    status: int
+    type: str
+    retry: bool | None
+    """what x-should-retry tells an SDK; None: it may judge by the status"""
+    meaning: str
+
+
+class Code(Enum):
+    """The `code` of an error; its name in lower case goes over the wire."""
+
+    INVALID_API_KEY = Row(401, "authentication_error", False, "No key, or one that is not known.")
+    NOT_FOUND = Row(404, "invalid_request_error", False, "No such path and method.")
+    MODEL_NOT_FOUND = Row(
+        404, "invalid_request_error", False, "No tier of the key's namespace has that name."
+    )
+    INVALID_REQUEST = Row(
+        400, "invalid_request_error", False, "The request is malformed; `param` names the field."
+    )
+    CONTEXT_LENGTH_EXCEEDED = Row(
+        400, "invalid_request_error", False, "Prompt and max_tokens exceed the model's context."
+    )
+    BODY_TOO_LARGE = Row(413, "invalid_request_error", False, "The body is above the limit.")
+    BODY_TIMEOUT = Row(408, "invalid_request_error", False, "The body did not come in time.")
+    UNSUPPORTED_ENCODING = Row(
+        415, "invalid_request_error", False, "Compressed request bodies are not taken."
+    )
+    ENGINE_REFUSED = Row(
+        400, "invalid_request_error", False, "The engine refused the request; its own message."
+    )
+    PARKED_FULL = Row(429, "rate_limit_error", True, "As many requests wait for this tier as may.")
+    TIER_PAUSED = Row(503, "service_unavailable_error", False, "spec.paused is set.")
+    TIER_DELETED = Row(
+        503, "service_unavailable_error", False, "The tier was deleted while the request waited."
+    )
+    WAKE_TIMEOUT = Row(504, "timeout_error", False, "No replica became ready within spec.wake.cap.")
+    ENGINE_BUSY = Row(503, "service_unavailable_error", True, "All replicas have full queues.")
+    ENGINE_TIMEOUT = Row(504, "timeout_error", None, "A replica did not begin to answer in time.")
+    ENGINE_FAILED = Row(
+        502, "api_error", None, "Replicas answered with an error, or not in the protocol."
+    )
+    UPSTREAM_LOST = Row(
+        502, "api_error", None, "Several replicas died on this request, one after the other."
+    )
+    NOT_CONTINUABLE = Row(
+        502, "api_error", None, "The replica died mid-answer and this request cannot be continued."
+    )
+    CONTINUATION_DIVERGED = Row(
+        502, "api_error", None, "The new replica did not repeat what was delivered."
+    )
+    GATEWAY_STARTING = Row(
+        503, "service_unavailable_error", True, "The gateway has not seen the cluster yet."
+    )
+    GATEWAY_STOPPING = Row(503, "service_unavailable_error", True, "The gateway is shutting down.")
+    INTERNAL_ERROR = Row(500, "api_error", None, "A mistake in the gateway; see its log.")
+
+    @property
+    def wire(self) -> str:
+        return self.name.lower()
+
+
+class GatewayError(Exception):
+    """Ends a request: as a response while that is possible, else as an event and an abort."""
+
+    def __init__(
+        self,
+        code: Code,
+        message: str,
+        *,
+        param: str | None = None,
+        retry_after_s: int | None = None,
+        status: int | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.code = code
+        self.message = message
+        self.param = param
+        self.retry_after_s = retry_after_s
+        self.status = status or code.value.status
+
+    def body(self) -> bytes:
+        return orjson.dumps(
+            {
+                "error": {
+                    "message": self.message,
+                    "type": self.code.value.type,
+                    "param": self.param,
+                    "code": self.code.wire,
+                }
+            }
+        )
+
+    def headers(self) -> dict[str, str]:
+        headers = {"Content-Type": "application/json"}
+        if self.retry_after_s is not None:
+            headers["Retry-After"] = str(self.retry_after_s)
+        if self.code.value.retry is not None:
+            headers["x-should-retry"] = "true" if self.code.value.retry else "false"
+        if self.status == 401:
+            headers["WWW-Authenticate"] = "Bearer"
+        return headers
+
+    def event(self) -> bytes:
+        """The same as the last event of a stream; the connection is aborted after it."""
+        return chunks.error_event(
+            self.message, kind=self.code.value.type, code=self.code.wire, status=self.status
+        )
+
+
+def table() -> str:
+    """The error table in Markdown, as it stands in the docs."""
+    lines = ["| code | status | type | x-should-retry | meaning |", "|---|---|---|---|---|"]
+    shown = {True: "true", False: "false", None: "–"}
+    for code in Code:
+        row = code.value
+        lines.append(
+            f"| `{code.wire}` | {row.status} | `{row.type}` | {shown[row.retry]} | {row.meaning} |"
+        )
+    return "\n".join(lines) + "\n"

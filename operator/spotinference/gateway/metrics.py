@@ -1,0 +1,59 @@
+"""What the gateway measures. Labels are bounded: unknown tiers and models are `other`."""
+
+from __future__ import annotations
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client.exposition import CONTENT_TYPE_LATEST
+
+_SECONDS = (0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600)
+
+CONTENT_TYPE = CONTENT_TYPE_LATEST
+OTHER = "other"
+
+
+class Metrics:
+    """One registry per process; made in the composition root."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+
+        def counter(name: str, text: str, *labels: str) -> Counter:
+            return Counter(f"spotinference_gateway_{name}", text, labels, registry=self.registry)
+
+        def gauge(name: str, text: str, *labels: str) -> Gauge:
+            return Gauge(f"spotinference_gateway_{name}", text, labels, registry=self.registry)
+
+        def histogram(name: str, text: str, *labels: str) -> Histogram:
+            return Histogram(
+                f"spotinference_gateway_{name}",
+                text,
+                labels,
+                registry=self.registry,
+                buckets=_SECONDS,
+            )
+
+        self.requests = counter("requests", "Requests by tier and outcome.", "tier", "code")
+        self.in_flight = gauge("requests_in_flight", "Requests being answered or parked.")
+        self.parked = gauge("parked_requests", "Requests that wait for a replica.", "tier")
+        self.parked_seconds = histogram("parked_seconds", "Time a request was parked.", "tier")
+        self.first_byte_seconds = histogram(
+            "first_byte_seconds", "Arrival to the first byte of the answer.", "tier"
+        )
+        self.interruptions = counter(
+            "interruptions", "Answers whose replica was lost after the first byte.", "tier"
+        )
+        self.continuations = counter(
+            "continuations", "Continuations by class and outcome.", "kind", "outcome"
+        )
+        self.stall_seconds = histogram(
+            "stall_seconds", "Loss of a replica to the next byte of the answer.", "tier"
+        )
+        self.replayed_tokens = counter(
+            "replayed_tokens", "Tokens generated again to verify a continuation.", "tier"
+        )
+        self.ejections = counter("ejections", "Replicas taken out after a failed connection.")
+        self.demand_writes = counter("demand_writes", "Writes of demand Leases.", "verb", "result")
+        self.bugs = counter("bugs", "Requests that failed by a mistake of the gateway.")
+
+    def render(self) -> bytes:
+        return generate_latest(self.registry)

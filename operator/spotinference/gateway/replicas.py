@@ -1,0 +1,153 @@
+"""The engine pods that may get work: discovered by watching pods, ejected when they fail.
+
+Routable: Ready, not being deleted, not doomed, not ejected. A replica that leaves the cluster
+drops the answers it was giving at once, even if its connections still look alive.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Collection
+from dataclasses import dataclass, field
+
+import structlog
+
+from spotinference.api import names
+from spotinference.api.kinds import Json
+from spotinference.core.observed import TierRef
+
+log = structlog.get_logger(__name__)
+
+
+@dataclass(slots=True, eq=False)
+class Replica:
+    """One engine pod, alive in the API server's eyes."""
+
+    tier: TierRef
+    name: str
+    uid: str
+    base_url: str
+    fingerprint: str
+    """what it serves (its first argument names the commit): answers continue only on equals"""
+    ready: bool = False
+    ejected: bool = False
+    failures: int = 0
+    outstanding: int = 0
+    on_gone: set[Callable[[], None]] = field(default_factory=set)
+    """drops of the answers it is giving"""
+
+    @property
+    def routable(self) -> bool:
+        return self.ready and not self.ejected
+
+
+class Replicas:
+    """All replicas of all tiers; `on_routable` is called the moment one can take work."""
+
+    def __init__(self, port: int) -> None:
+        self._port = port
+        self._by_tier: dict[TierRef, dict[str, Replica]] = {}
+        self.on_routable: Callable[[TierRef], None] | None = None
+
+    def changed(self, before: Json | None, after: Json | None) -> None:
+        if before is not None and (
+            after is None or after["metadata"]["uid"] != before["metadata"]["uid"]
+        ):
+            self._gone(_tier_of(before), before["metadata"]["uid"])
+        if after is None:
+            return
+        ref, ip = _tier_of(after), (after.get("status") or {}).get("podIP")
+        if ref is None or not ip or _ended(after):
+            self._gone(ref, after["metadata"]["uid"])
+            return
+        uid = after["metadata"]["uid"]
+        replica = self._by_tier.setdefault(ref, {}).get(uid)
+        if replica is None:
+            replica = Replica(
+                tier=ref,
+                name=after["metadata"]["name"],
+                uid=uid,
+                base_url=f"http://{f'[{ip}]' if ':' in ip else ip}:{self._port}",
+                fingerprint=_fingerprint(after),
+            )
+            self._by_tier[ref][uid] = replica
+        was = replica.routable
+        replica.ready = _ready(after)
+        if replica.routable and not was:
+            self._routable(replica)
+
+    def _gone(self, ref: TierRef | None, uid: str) -> None:
+        replica = self._by_tier.get(ref, {}).pop(uid, None) if ref is not None else None
+        if replica is None:
+            return
+        replica.ready = False
+        for drop in list(replica.on_gone):
+            drop()
+
+    def _routable(self, replica: Replica) -> None:
+        log.info("replica.routable", tier=str(replica.tier), pod=replica.name)
+        if self.on_routable is not None:
+            self.on_routable(replica.tier)
+
+    def of(self, ref: TierRef) -> Collection[Replica]:
+        return self._by_tier.get(ref, {}).values()
+
+    def pick(
+        self, ref: TierRef, *, avoid: Collection[str] = (), fingerprint: str | None = None
+    ) -> Replica | None:
+        """The routable replica with the least outstanding work; equals by lot."""
+        best: list[Replica] = []
+        for replica in self.of(ref):
+            if not replica.routable or replica.uid in avoid:
+                continue
+            if fingerprint is not None and replica.fingerprint != fingerprint:
+                continue
+            if not best or replica.outstanding < best[0].outstanding:
+                best = [replica]
+            elif replica.outstanding == best[0].outstanding:
+                best.append(replica)
+        return random.choice(best) if best else None
+
+    def eject(self, replica: Replica) -> bool:
+        """Takes it out of routing; False when it is out already."""
+        if replica.ejected:
+            return False
+        replica.ejected = True
+        replica.failures += 1
+        return True
+
+    def readmit(self, replica: Replica) -> None:
+        replica.ejected = False
+        if replica.routable:
+            self._routable(replica)
+
+
+def _tier_of(pod: Json) -> TierRef | None:
+    meta = pod["metadata"]
+    tier = (meta.get("labels") or {}).get(names.LABEL_TIER)
+    return TierRef(meta["namespace"], tier) if tier else None
+
+
+def _ended(pod: Json) -> bool:
+    return (pod.get("status") or {}).get("phase") in {"Succeeded", "Failed"}
+
+
+def _ready(pod: Json) -> bool:
+    meta = pod["metadata"]
+    if meta.get("deletionTimestamp"):
+        return False
+    if names.ANNOTATION_DOOMED_UNTIL in (meta.get("annotations") or {}):
+        return False
+    return any(
+        condition.get("type") == "Ready" and condition.get("status") == "True"
+        for condition in (pod.get("status") or {}).get("conditions") or ()
+    )
+
+
+def _fingerprint(pod: Json) -> str:
+    """The engine's image and model path, which holds the commit of the weights."""
+    for container in pod["spec"].get("containers") or ():
+        if container.get("name") == names.ENGINE_CONTAINER:
+            model = (container.get("args") or [""])[0]
+            return f"{container.get('image')} {model}"
+    return ""
