@@ -39,18 +39,9 @@ class Request:
 
 def up(request: Request, *, detach: bool) -> None:
     """Returns when the cluster is ready (detached), or when it was taken down (foreground)."""
-    if state.is_running(request.paths):
-        with state.Ownership(request.paths):  # says what to do
-            pass
     with Progress() as progress:
-        binaries = assets.control_plane(request.assets, progress)
-        supervisor = _spawn(request, binaries, bound_to_us=not detach)
-        try:
-            found = _wait_ready(request.paths, supervisor, progress)
-        except BaseException:
-            _stop(supervisor)
-            raise
-    print(summary(request.paths, found))
+        supervisor, found = start(request, progress, bound_to_us=not detach)
+    print(summary(request.paths, found), flush=True)
     if detach:
         return
     print("Ctrl-C takes it down.", flush=True)
@@ -61,7 +52,33 @@ def up(request: Request, *, detach: bool) -> None:
             + processes.log_excerpt(request.paths.log("supervisor"))
         )
     print("taking the cluster down …", flush=True)
-    _stop(supervisor)
+    stop(supervisor)
+
+
+def start(
+    request: Request, progress: Progress, *, bound_to_us: bool
+) -> tuple[subprocess.Popen[bytes], state.ClusterState]:
+    """A ready cluster and its supervisor, which ends with this thread when bound to it."""
+    if state.is_running(request.paths):
+        with state.Ownership(request.paths):  # says what to do
+            pass
+    binaries = assets.control_plane(request.assets, progress)
+    supervisor = _spawn(request, binaries, bound_to_us=bound_to_us)
+    try:
+        return supervisor, _wait_ready(request.paths, supervisor, progress)
+    except BaseException:
+        stop(supervisor)
+        raise
+
+
+def stop(supervisor: subprocess.Popen[bytes]) -> None:
+    """Asks it to take its cluster down; kills it when it does not."""
+    supervisor.terminate()
+    try:
+        supervisor.wait(DOWN_DEADLINE_S)
+    except subprocess.TimeoutExpired:
+        supervisor.kill()
+        supervisor.wait()
 
 
 def down(paths: ClusterPaths, *, keep: bool) -> bool:
@@ -74,10 +91,12 @@ def down(paths: ClusterPaths, *, keep: bool) -> bool:
         until = time.monotonic() + DOWN_DEADLINE_S
         while state.is_running(paths) and time.monotonic() < until:
             time.sleep(POLL_S)
-    processes.sweep(paths)
-    if not keep:
-        shutil.rmtree(paths.root, ignore_errors=True)
-        paths.start_log.unlink(missing_ok=True)
+    processes.sweep(paths)  # also a supervisor that did not end
+    with state.Ownership(paths) as ownership:
+        if not keep:
+            shutil.rmtree(paths.root, ignore_errors=True)
+            paths.start_log.unlink(missing_ok=True)
+            ownership.unlink()
     return existed
 
 
@@ -185,12 +204,3 @@ def _failure(paths: ClusterPaths, what: str) -> str:
     if starts:
         return f"{what}: " + "\n".join(lines[starts[0] :]).removeprefix("error: ")
     return f"{what}; {processes.log_excerpt(log)}"
-
-
-def _stop(supervisor: subprocess.Popen[bytes]) -> None:
-    supervisor.terminate()
-    try:
-        supervisor.wait(DOWN_DEADLINE_S)
-    except subprocess.TimeoutExpired:
-        supervisor.kill()
-        supervisor.wait()

@@ -77,18 +77,26 @@ class Ownership:
     def __enter__(self) -> Self:
         """`ConfigInvalid` when another supervisor runs it."""
         self._paths.lock_file.parent.mkdir(parents=True, exist_ok=True)
-        handle = os.open(self._paths.lock_file, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            os.close(handle)
-            name = self._paths.name
-            raise errors.ConfigInvalid(
-                f"cluster {name!r} is running already; "
-                f"`spotinference dev down --name {name}` stops it, --name gives another one"
-            ) from error
-        self._handle = handle
+        while self._handle is None:
+            handle = os.open(self._paths.lock_file, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError as error:
+                os.close(handle)
+                name = self._paths.name
+                raise errors.ConfigInvalid(
+                    f"cluster {name!r} is running already; `spotinference dev down --name {name}` "
+                    "stops it, another --name starts one beside it"
+                ) from error
+            if _is_file(handle, self._paths.lock_file):
+                self._handle = handle
+            else:  # unlinked by a `down` between our open and our lock
+                os.close(handle)
         return self
+
+    def unlink(self) -> None:
+        """Removes the lock file while it is held: whoever waits for it looks again."""
+        self._paths.lock_file.unlink(missing_ok=True)
 
     def __exit__(
         self,
@@ -99,6 +107,13 @@ class Ownership:
         if self._handle is not None:
             os.close(self._handle)
             self._handle = None
+
+
+def _is_file(handle: int, path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(handle), path.stat())
+    except FileNotFoundError:
+        return False
 
 
 def is_running(paths: ClusterPaths) -> bool:

@@ -1,0 +1,37 @@
+"""Waiting in tests: a condition with a deadline instead of a sleep."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import time
+from collections.abc import Awaitable, Callable
+from typing import TypeVar
+
+T = TypeVar("T")
+
+POLL_S = 0.05
+
+
+async def eventually(
+    check: Callable[[], Awaitable[T] | T], deadline_s: float = 30, what: str = ""
+) -> T:
+    """What `check` returns once it is true; retried while it is falsy or asserts wrongly.
+
+    At the deadline it fails with the last state it saw.
+    """
+    until = time.monotonic() + deadline_s
+    while True:
+        last: object
+        try:
+            answer = check()
+            result: T = await answer if inspect.isawaitable(answer) else answer
+            if result:
+                return result
+            last = result
+        except AssertionError as error:
+            last = error
+        if time.monotonic() > until:
+            name = what or getattr(check, "__name__", "condition")
+            raise AssertionError(f"{name}: not within {deadline_s} s; last seen: {last!r}")
+        await asyncio.sleep(POLL_S)
