@@ -2,14 +2,16 @@
 
 `spotinference crds write` calls it; nothing in `crds/` is edited by hand. pydantic's JSON schema is
 almost, but not quite, what the API server calls structural: references are inlined, null branches,
-titles and number-valued `exclusiveMinimum` go, nested objects get `default: {}` so that the server
-fills in defaults at every depth, and the status carries no defaults (the operator writes it whole).
+titles and number-valued `exclusiveMinimum` go, a nested object's default is spelled out (the server
+checks CEL rules on it before it would fill in `{}`), and the status carries no defaults (the
+operator writes it whole).
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 
+from spotinference.api import rules
 from spotinference.api.kinds import CRD, POOL, TIER, Json, Kind
 from spotinference.api.model import ApiModel
 from spotinference.api.pool import PoolSpec, PoolStatus
@@ -50,6 +52,7 @@ def inference_tier() -> Json:
         short_name="itier",
         description="One served model on spot GPUs: sleeps at zero, wakes on a request.",
         spec=TierSpec,
+        name_rules=rules.TIER_NAME,
         status=TierStatus,
         columns=(
             _column("Phase", ".status.phase"),
@@ -72,6 +75,7 @@ def gpu_pool() -> Json:
         short_name="gpool",
         description="A kind of GPU node that an administrator offers to tiers.",
         spec=PoolSpec,
+        name_rules=rules.POOL_NAME,
         status=PoolStatus,
         columns=(
             _column("Capacity", ".spec.capacityType"),
@@ -93,6 +97,7 @@ def _definition(
     short_name: str,
     description: str,
     spec: type[ApiModel],
+    name_rules: tuple[rules.Rule, ...],
     status: type[ApiModel],
     columns: tuple[Json, ...],
     scale: Json | None = None,
@@ -127,6 +132,7 @@ def _definition(
                             "type": "object",
                             "description": description,
                             "required": ["spec"],
+                            rules.VALIDATIONS: [rule.validation() for rule in name_rules],
                             "properties": {
                                 "apiVersion": {"type": "string"},
                                 "kind": {"type": "string"},
@@ -183,7 +189,7 @@ class _Translation:
             if child.get("type") != "object" or "properties" not in child:
                 continue
             if name not in required and not _nullable(value) and not child.get("required"):
-                child["default"] = {}
+                child["default"] = _defaults(child)
 
     def _resolved(self, raw: Json) -> Json:
         """`raw` without `$ref` and without the null branch of an optional field."""
@@ -203,3 +209,9 @@ class _Translation:
 
 def _nullable(raw: Json) -> bool:
     return any(branch.get("type") == "null" for branch in raw.get("anyOf", []))
+
+
+def _defaults(child: Json) -> Json:
+    return {
+        name: value["default"] for name, value in child["properties"].items() if "default" in value
+    }

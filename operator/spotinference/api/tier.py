@@ -1,43 +1,80 @@
 """`InferenceTier`: one served model. Spec and status as Python values.
 
-The CRD is rendered from these models (`api/crd.py`); what is not acted on is not here. Limits and
-rules stand beside the fields they guard; rules over several fields are CEL in `RULES`.
+The CRD is rendered from these models (`api/crd.py`); what is not acted on is not here. Limits stand
+beside the fields, rules with their sentences in `api/rules.py`.
 """
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, StringConstraints
 
-from spotinference.api import durations
+from spotinference.api import rules as r
 from spotinference.api.model import ApiModel
+from spotinference.api.rules import Checked, Rule
 
-Name = Annotated[str, StringConstraints(min_length=1, max_length=63)]
-Duration = Annotated[str, StringConstraints(max_length=20, pattern=durations.PATTERN)]
-Quantity = Annotated[str, StringConstraints(min_length=1, max_length=20)]
+Name = Annotated[str, StringConstraints(min_length=1, max_length=63), Checked(r.DNS_SUBDOMAIN)]
+Duration = Annotated[str, StringConstraints(max_length=20), Checked(r.DURATION)]
+Delay = Annotated[
+    str, StringConstraints(max_length=20), Checked(r.DURATION, r.duration_between("0s", "1h"))
+]
+Timeout = Annotated[
+    str, StringConstraints(max_length=20), Checked(r.DURATION, r.duration_between("1s", "1h"))
+]
+LongTimeout = Annotated[
+    str, StringConstraints(max_length=20), Checked(r.DURATION, r.duration_between("1s", "24h"))
+]
+Quantity = Annotated[
+    str,
+    StringConstraints(min_length=1, max_length=20),
+    Checked(r.QUANTITY, r.POSITIVE_QUANTITY),
+]
+Identifier = Annotated[str, StringConstraints(min_length=1, max_length=63), Checked(r.IDENTIFIER)]
+ServedName = Annotated[str, StringConstraints(min_length=1, max_length=128), Checked(r.SERVED_NAME)]
 
 
 class SecretKeyRef(ApiModel):
     """A key of a Secret in the tier's namespace."""
 
-    name: Annotated[str, StringConstraints(min_length=1, max_length=253)]
-    key: Annotated[str, StringConstraints(min_length=1, max_length=253)] = "token"
+    name: Annotated[
+        str, StringConstraints(min_length=1, max_length=253), Checked(r.DNS_SUBDOMAIN)
+    ] = Field(description="The Secret's name.")
+    key: Annotated[str, StringConstraints(min_length=1, max_length=253), Checked(r.SECRET_KEY)] = (
+        Field(default="token", description="Which key of its data holds the token.")
+    )
 
 
 class ModelSpec(ApiModel):
-    source: Annotated[str, StringConstraints(min_length=6, max_length=512)] = Field(
+    """Which weights are served, and under which names."""
+
+    rules: ClassVar[tuple[Rule, ...]] = (
+        r.REVISION_ONLY_OF_HUB,
+        r.TOKEN_ONLY_OF_HUB,
+        r.ALIAS_NOT_SERVED_NAME,
+    )
+
+    source: Annotated[
+        str,
+        StringConstraints(min_length=6, max_length=512),
+        Checked(r.MODEL_SOURCE, r.NO_PARENT_FOLDERS, r.SOURCE_IMMUTABLE),
+    ] = Field(
         description="hf://ORG/NAME, or pvc://CLAIM/PATH for weights on a claim of your own. "
         "Immutable: another model is another tier; its revision may change."
     )
-    revision: Annotated[str, StringConstraints(min_length=1, max_length=128)] = Field(
+    revision: Annotated[
+        str,
+        StringConstraints(min_length=1, max_length=128),
+        Checked(r.REVISION, r.NO_PARENT_FOLDERS),
+    ] = Field(
         default="main",
-        description="Branch, tag or commit of an hf:// source; resolved once to a commit (status.weights.revision).",
+        description="Branch, tag or commit of an hf:// source; resolved once to a commit "
+        "(status.weights.revision).",
     )
-    served_name: Annotated[str, StringConstraints(max_length=128)] | None = Field(
+    served_name: ServedName | None = Field(
         default=None, description="Name clients ask for; default: the tier's name."
     )
-    aliases: list[Annotated[str, StringConstraints(min_length=1, max_length=128)]] = Field(
+    aliases: Annotated[list[ServedName], Checked(r.unique("alias"))] = Field(
         default=[], max_length=8, description="Further names clients may ask for."
     )
     token_secret_ref: SecretKeyRef | None = Field(
@@ -46,51 +83,112 @@ class ModelSpec(ApiModel):
 
 
 class EnvVar(ApiModel):
-    name: Annotated[str, StringConstraints(min_length=1, max_length=128)]
-    value: Annotated[str, StringConstraints(max_length=4096)] = ""
+    """A variable of the engine's environment; the same on all replicas."""
+
+    name: Annotated[
+        str,
+        StringConstraints(min_length=1, max_length=128),
+        Checked(r.ENV_NAME, r.ENV_ALLOWED),
+    ] = Field(description="Name of the variable; those that the operator sets are refused.")
+    value: Annotated[str, StringConstraints(max_length=4096)] = Field(
+        default="", description="Its value, as it is; no references are expanded."
+    )
 
 
 class EngineSpec(ApiModel):
-    image: Annotated[str, StringConstraints(min_length=1, max_length=512)] = (
-        "vllm/vllm-openai:v0.32.0"
+    """How vLLM is started. Any change rolls the replicas."""
+
+    image: Annotated[str, StringConstraints(min_length=1, max_length=512), Checked(r.IMAGE)] = (
+        Field(
+            default="vllm/vllm-openai:v0.32.0",
+            description="vLLM's image with a tag or digest; its entry point is `vllm serve`.",
+        )
     )
-    tensor_parallel_size: int = Field(default=1, ge=1, le=64)
-    max_model_len: int | None = Field(default=None, ge=1, le=10_485_760)
-    dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto"
-    quantization: Annotated[str, StringConstraints(max_length=63)] | None = None
-    kv_cache_dtype: Annotated[str, StringConstraints(max_length=63)] | None = None
-    max_num_seqs: int | None = Field(default=None, ge=1, le=65_536)
-    max_num_batched_tokens: int | None = Field(default=None, ge=1, le=10_485_760)
-    gpu_memory_utilization: Annotated[str, StringConstraints(max_length=6)] | None = Field(
-        default=None, description='Share of GPU memory as a decimal string, e.g. "0.92".'
+    tensor_parallel_size: int = Field(
+        default=1, ge=1, le=64, description="GPUs that share one replica's weights."
     )
-    prefix_caching: bool = True
-    tool_call_parser: Annotated[str, StringConstraints(max_length=63)] | None = None
-    reasoning_parser: Annotated[str, StringConstraints(max_length=63)] | None = None
-    startup: Duration = Field(
+    max_model_len: int | None = Field(
+        default=None,
+        ge=1,
+        le=10_485_760,
+        description="Longest prompt plus answer in tokens; default: what the model allows.",
+    )
+    dtype: Literal["auto", "bfloat16", "float16", "float32"] = Field(
+        default="auto", description="Number format of weights and activations."
+    )
+    quantization: Identifier | None = Field(
+        default=None,
+        description="Quantisation method, e.g. awq_marlin; default: what the model's files say.",
+    )
+    kv_cache_dtype: Identifier | None = Field(
+        default=None, description="Number format of the KV cache, e.g. fp8."
+    )
+    max_num_seqs: int | None = Field(
+        default=None, ge=1, le=65_536, description="Requests that one replica runs at a time."
+    )
+    max_num_batched_tokens: int | None = Field(
+        default=None, ge=1, le=10_485_760, description="Tokens in one step of one replica."
+    )
+    gpu_memory_utilization: (
+        Annotated[str, StringConstraints(max_length=6), Checked(r.UTILIZATION)] | None
+    ) = Field(default=None, description='Share of GPU memory as a decimal string, e.g. "0.92".')
+    prefix_caching: bool = Field(
+        default=True, description="Keep the KV cache of prompts for requests that begin alike."
+    )
+    tool_call_parser: Identifier | None = Field(
+        default=None, description="vLLM's parser for tool calls, e.g. hermes; enables tools."
+    )
+    reasoning_parser: Identifier | None = Field(
+        default=None, description="vLLM's parser for reasoning, e.g. deepseek_r1."
+    )
+    startup: LongTimeout = Field(
         default="10m", description="How long a replica may load before it is restarted."
     )
-    extra_args: list[Annotated[str, StringConstraints(min_length=1, max_length=1024)]] = Field(
-        default=[], max_length=64, description="Further `vllm serve` arguments."
+    extra_args: Annotated[
+        list[
+            Annotated[
+                str,
+                StringConstraints(min_length=1, max_length=1024),
+                Checked(*r.EXTRA_ARGUMENT),
+            ]
+        ],
+        Checked(r.FLAG_FIRST),
+    ] = Field(
+        default=[],
+        max_length=64,
+        description="Further `vllm serve` arguments, one word per item. Flags that a field sets or "
+        "that the operator needs are refused, with `_` for `-` and every prefix too.",
     )
-    env: list[EnvVar] = Field(default=[], max_length=64)
+    env: Annotated[list[EnvVar], Checked(r.ENV_UNIQUE), r.keyed_by("name")] = Field(
+        default=[], max_length=64, description="Further environment of the engine."
+    )
 
 
 class GpuRequest(ApiModel):
-    count: int = Field(default=1, ge=1, le=16)
-    resource_name: Annotated[str, StringConstraints(min_length=1, max_length=253)] = (
-        "nvidia.com/gpu"
-    )
+    """The GPUs of one replica."""
+
+    count: int = Field(default=1, ge=1, le=16, description="GPUs of one replica.")
+    resource_name: Annotated[
+        str, StringConstraints(min_length=1, max_length=253), Checked(r.RESOURCE_NAME)
+    ] = Field(default="nvidia.com/gpu", description="The extended resource that counts GPUs.")
 
 
 class ResourcesSpec(ApiModel):
-    gpu: GpuRequest = Field(default_factory=GpuRequest)
-    cpu: Quantity = "4"
-    memory: Quantity = "16Gi"
-    shared_memory: Quantity = "2Gi"
+    """What one replica asks of its node."""
+
+    rules: ClassVar[tuple[Rule, ...]] = (r.SHARED_MEMORY_WITHIN_MEMORY,)
+
+    gpu: GpuRequest = Field(default_factory=GpuRequest, description="The GPUs of one replica.")
+    cpu: Quantity = Field(default="4", description="CPU request of one replica.")
+    memory: Quantity = Field(default="16Gi", description="Memory request and limit of one replica.")
+    shared_memory: Quantity = Field(
+        default="2Gi", description="Size of /dev/shm; counts against memory."
+    )
 
 
 class OnDemandSpec(ApiModel):
+    """When on-demand nodes, which cost more, may be used."""
+
     burst: bool = Field(
         default=True,
         description="Use on-demand pools of `placement.pools` while no spot market has capacity.",
@@ -98,49 +196,75 @@ class OnDemandSpec(ApiModel):
 
 
 class PlacementSpec(ApiModel):
-    pools: list[Name] = Field(
+    """Where replicas may run."""
+
+    pools: Annotated[list[Name], Checked(r.unique("pool"))] = Field(
         min_length=1, max_length=16, description="GPUPools in order of preference."
     )
-    on_demand: OnDemandSpec = Field(default_factory=OnDemandSpec)
+    on_demand: OnDemandSpec = Field(
+        default_factory=OnDemandSpec, description="When on-demand nodes may be used."
+    )
 
 
 class ScaleUpSpec(ApiModel):
-    stabilization: Duration = Field(
+    """How fast replicas are added. A wake is exempt."""
+
+    stabilization: Delay = Field(
         default="60s", description="Load must stay over target this long before replicas are added."
     )
-    max_step: int = Field(default=2, ge=1, le=100)
-    period: Duration = Field(
+    max_step: int = Field(
+        default=2, ge=1, le=100, description="At most this many replicas are added per period."
+    )
+    period: Timeout = Field(
         default="120s", description="At most maxStep replicas are added per period."
     )
 
 
 class ScaleDownSpec(ApiModel):
-    stabilization: Duration = Field(
+    """How fast replicas are taken away."""
+
+    stabilization: Delay = Field(
         default="300s", description="Load must stay under target this long before one goes."
     )
 
 
 class ScalingSpec(ApiModel):
-    min_replicas: int = Field(default=0, ge=0, le=1000)
-    max_replicas: int = Field(default=1, ge=1, le=1000)
+    """How many replicas there are."""
+
+    rules: ClassVar[tuple[Rule, ...]] = (r.MIN_WITHIN_MAX,)
+
+    min_replicas: int = Field(
+        default=0, ge=0, le=1000, description="Never fewer than this; 0 lets the tier sleep."
+    )
+    max_replicas: int = Field(
+        default=1, ge=1, le=1000, description="Never more than this, not even for a moment."
+    )
     target_waiting: int = Field(
         default=4, ge=1, le=10_000, description="Waiting requests per replica aimed at."
     )
     target_running: int = Field(
         default=64, ge=1, le=10_000, description="Running requests per replica aimed at."
     )
-    idle_timeout: Duration = Field(
+    idle_timeout: LongTimeout = Field(
         default="10m", description="Without running, waiting or parked work this long: sleep."
     )
-    scale_up: ScaleUpSpec = Field(default_factory=ScaleUpSpec)
-    scale_down: ScaleDownSpec = Field(default_factory=ScaleDownSpec)
+    scale_up: ScaleUpSpec = Field(
+        default_factory=ScaleUpSpec, description="How fast replicas are added."
+    )
+    scale_down: ScaleDownSpec = Field(
+        default_factory=ScaleDownSpec, description="How fast replicas are taken away."
+    )
 
 
 class WakeSpec(ApiModel):
-    budget: Duration = Field(
+    """What a request to a sleeping tier may expect."""
+
+    rules: ClassVar[tuple[Rule, ...]] = (r.BUDGET_WITHIN_CAP,)
+
+    budget: Timeout = Field(
         default="8m", description="What a wake should take; a slower one is reported."
     )
-    cap: Duration = Field(default="10m", description="A request waits this long, then gets a 504.")
+    cap: Timeout = Field(default="10m", description="A request waits this long, then gets a 504.")
     max_parked: int = Field(
         default=1000, ge=1, le=100_000, description="Requests held per gateway; beyond it 429."
     )
@@ -150,9 +274,12 @@ class WakeSpec(ApiModel):
 
 
 class InterruptionSpec(ApiModel):
-    drain: Annotated[str, StringConstraints(max_length=20)] = Field(
+    """What happens to running requests when a replica goes."""
+
+    drain: Annotated[str, StringConstraints(max_length=20), Checked(r.DRAIN)] = Field(
         default="auto",
-        description="How long running requests may finish when a replica goes: auto (25s), or a duration.",
+        description="How long running requests may finish when a replica goes: auto (25s), "
+        "or a duration.",
     )
     continuation: Literal["auto", "off"] = Field(
         default="auto", description="Continue cut streams on another replica."
@@ -160,8 +287,15 @@ class InterruptionSpec(ApiModel):
 
 
 class CacheSpec(ApiModel):
-    size: Quantity = "100Gi"
-    storage_class_name: Annotated[str, StringConstraints(max_length=253)] | None = None
+    """The volume that keeps weights and compiled kernels when the machine is gone."""
+
+    rules: ClassVar[tuple[Rule, ...]] = r.CLAIM_IMMUTABLE
+
+    size: Quantity = Field(default="100Gi", description="Size of each claim; may only grow.")
+    storage_class_name: (
+        Annotated[str, StringConstraints(min_length=1, max_length=253), Checked(r.DNS_SUBDOMAIN)]
+        | None
+    ) = Field(default=None, description="StorageClass of the claims; default: the cluster's.")
     access_mode: Literal["ReadWriteOnce", "ReadWriteMany"] = Field(
         default="ReadWriteMany",
         description="ReadWriteMany: one claim for the tier. ReadWriteOnce: one claim per zone, "
@@ -171,14 +305,29 @@ class CacheSpec(ApiModel):
 
 
 class TierSpec(ApiModel):
-    model: ModelSpec
-    engine: EngineSpec = Field(default_factory=EngineSpec)
-    resources: ResourcesSpec = Field(default_factory=ResourcesSpec)
-    placement: PlacementSpec
-    scaling: ScalingSpec = Field(default_factory=ScalingSpec)
-    wake: WakeSpec = Field(default_factory=WakeSpec)
-    interruption: InterruptionSpec = Field(default_factory=InterruptionSpec)
-    cache: CacheSpec = Field(default_factory=CacheSpec)
+    """What is served, where it may run, and how it sleeps, wakes and scales."""
+
+    rules: ClassVar[tuple[Rule, ...]] = (r.REPLICAS_WITHIN_MAX, r.GPUS_FOR_TENSOR_PARALLEL)
+
+    model: ModelSpec = Field(description="Which weights are served, and under which names.")
+    engine: EngineSpec = Field(default_factory=EngineSpec, description="How vLLM is started.")
+    resources: ResourcesSpec = Field(
+        default_factory=ResourcesSpec, description="What one replica asks of its node."
+    )
+    placement: PlacementSpec = Field(description="Where replicas may run.")
+    scaling: ScalingSpec = Field(
+        default_factory=ScalingSpec, description="How many replicas there are."
+    )
+    wake: WakeSpec = Field(
+        default_factory=WakeSpec, description="What a request to a sleeping tier may expect."
+    )
+    interruption: InterruptionSpec = Field(
+        default_factory=InterruptionSpec,
+        description="What happens to running requests when a replica goes.",
+    )
+    cache: CacheSpec = Field(
+        default_factory=CacheSpec, description="The volume of weights and compiled kernels."
+    )
     paused: bool = Field(
         default=False, description="Hold the tier at zero replicas; requests are refused."
     )
@@ -192,62 +341,93 @@ class TierSpec(ApiModel):
 
 # --- status -----------------------------------------------------------------------------------
 
+Time = Annotated[str, StringConstraints(max_length=40)]
+"""RFC 3339 in UTC. A string, because a printer column of type date shows the past only."""
+
 
 class Condition(ApiModel):
-    type: Annotated[str, StringConstraints(max_length=316)]
-    status: Literal["True", "False", "Unknown"]
-    observed_generation: int | None = None
-    last_transition_time: Annotated[str, StringConstraints(max_length=40)]
-    reason: Annotated[str, StringConstraints(max_length=1024)]
-    message: Annotated[str, StringConstraints(max_length=32_768)]
+    """One aspect of the tier's state; docs/reference/conditions.md lists types and reasons."""
+
+    type: Annotated[str, StringConstraints(max_length=316)] = Field(
+        description="Which aspect, e.g. Ready."
+    )
+    status: Literal["True", "False", "Unknown"] = Field(description="Whether it holds.")
+    observed_generation: int | None = Field(
+        default=None, description="The generation of the spec this was said about."
+    )
+    last_transition_time: Time = Field(description="When status last changed.")
+    reason: Annotated[str, StringConstraints(max_length=1024)] = Field(
+        description="Why, as one word that scripts may rely on."
+    )
+    message: Annotated[str, StringConstraints(max_length=32_768)] = Field(
+        description="Why and what to do, for people."
+    )
 
 
 class MarketStatus(ApiModel):
-    """One (pool, zone) and what the tier has there. `refusedAt`: a launch stayed pending."""
+    """One (pool, zone) and what the tier has there."""
 
-    pool: Name
-    zone: Annotated[str, StringConstraints(max_length=63)]
-    desired: int = 0
-    ready: int = 0
-    doomed: int = 0
-    refused_at: Annotated[str, StringConstraints(max_length=40)] | None = None
+    pool: Annotated[str, StringConstraints(max_length=63)] = Field(description="GPUPool.")
+    zone: Annotated[str, StringConstraints(max_length=63)] = Field(
+        description="Value of topology.kubernetes.io/zone."
+    )
+    desired: int = Field(default=0, description="Replicas asked for in this market.")
+    ready: int = Field(default=0, description="Replicas that serve.")
+    doomed: int = Field(default=0, description="Replicas that will go soon.")
+    refused_at: Time | None = Field(
+        default=None, description="When a launch here last stayed pending."
+    )
 
 
 class StageStatus(ApiModel):
-    name: Annotated[str, StringConstraints(max_length=63)]
-    started_at: Annotated[str, StringConstraints(max_length=40)]
+    """A stage of a wake and when it began."""
+
+    name: Annotated[str, StringConstraints(max_length=63)] = Field(
+        description="weights, scheduling, starting, loading or ready."
+    )
+    started_at: Time = Field(description="When it began.")
 
 
 class WakeStatus(ApiModel):
     """The wake under way, or the last one (then `readyAt` is set)."""
 
-    started_at: Annotated[str, StringConstraints(max_length=40)]
-    deadline: Annotated[str, StringConstraints(max_length=40)]
-    stage: Annotated[str, StringConstraints(max_length=63)]
-    stages: list[StageStatus] = Field(default=[], max_length=16)
-    ready_at: Annotated[str, StringConstraints(max_length=40)] | None = None
-    eta: Annotated[str, StringConstraints(max_length=40)] | None = Field(
-        default=None, description="When a replica is expected to be ready."
+    started_at: Time = Field(description="When the first request asked for it.")
+    deadline: Time = Field(description="When it is given up (wake.cap after its start).")
+    stage: Annotated[str, StringConstraints(max_length=63)] = Field(
+        description="The stage it is in."
     )
+    stages: list[StageStatus] = Field(
+        default=[], max_length=16, description="When each stage began, in order."
+    )
+    ready_at: Time | None = Field(default=None, description="When the first replica was ready.")
+    eta: Time | None = Field(default=None, description="When a replica is expected to be ready.")
 
 
 class ScalingStatus(ApiModel):
     """Hysteresis of the autoscaler; kept here so that a restarted operator goes on from it."""
 
-    over_since: Annotated[str, StringConstraints(max_length=40)] | None = None
-    under_since: Annotated[str, StringConstraints(max_length=40)] | None = None
-    idle_since: Annotated[str, StringConstraints(max_length=40)] | None = None
-    step_started_at: Annotated[str, StringConstraints(max_length=40)] | None = None
-    step_added: int = 0
+    over_since: Time | None = Field(default=None, description="Load is over target since.")
+    under_since: Time | None = Field(default=None, description="Load is under target since.")
+    idle_since: Time | None = Field(default=None, description="Nothing to do since.")
+    step_started_at: Time | None = Field(
+        default=None, description="When the current scale-up period began."
+    )
+    step_added: int = Field(default=0, description="Replicas added in that period.")
 
 
 class DecisionStatus(ApiModel):
-    at: Annotated[str, StringConstraints(max_length=40)]
-    desired: int
-    reason: Annotated[str, StringConstraints(max_length=1024)]
+    """The last decision that changed the number of replicas."""
+
+    at: Time = Field(description="When it was taken.")
+    desired: int = Field(description="Replicas it asked for.")
+    reason: Annotated[str, StringConstraints(max_length=1024)] = Field(
+        description="Why, in a sentence."
+    )
 
 
 class WeightsStatus(ApiModel):
+    """Which weights serve."""
+
     revision: Annotated[str, StringConstraints(max_length=128)] = Field(
         description="The commit that serves; resolved once from spec.model.revision."
     )
@@ -260,28 +440,50 @@ class WeightsStatus(ApiModel):
 class EngineFailureStatus(ApiModel):
     """Wakes that ended because the engine would not start; reset by a ready replica or an edit."""
 
-    failures: int = 0
+    failures: int = Field(default=0, description="Such wakes in a row.")
     generation: int = Field(default=0, description="The tier's generation that failed.")
-    retry_at: Annotated[str, StringConstraints(max_length=40)] = Field(
-        description="No replica is started before this."
+    retry_at: Time = Field(description="No replica is started before this.")
+    message: Annotated[str, StringConstraints(max_length=1024)] = Field(
+        default="", description="The engine's own words."
     )
-    message: Annotated[str, StringConstraints(max_length=1024)] = ""
 
 
 class TierStatus(ApiModel):
-    observed_generation: int | None = None
-    phase: Literal["Asleep", "Waking", "Ready", "Draining", "Degraded"] | None = None
-    conditions: list[Condition] = Field(default=[], max_length=32)
-    replicas: int = 0
-    ready_replicas: int = 0
-    ready_summary: Annotated[str, StringConstraints(max_length=20)] = "0/0"
-    selector: Annotated[str, StringConstraints(max_length=512)] = ""
-    markets: list[MarketStatus] = Field(default=[], max_length=256)
-    wake: WakeStatus | None = None
+    """What the operator observed and decided. Only the operator writes it."""
+
+    observed_generation: int | None = Field(
+        default=None, description="The generation of the spec that this status answers."
+    )
+    phase: Literal["Asleep", "Waking", "Ready", "Draining", "Degraded"] | None = Field(
+        default=None, description="The tier's state in one word, for people."
+    )
+    conditions: Annotated[list[Condition], r.keyed_by("type")] = Field(
+        default=[], max_length=32, description="The tier's state in detail, sorted by type."
+    )
+    replicas: int = Field(default=0, description="Replicas that exist, ready or not.")
+    ready_replicas: int = Field(default=0, description="Replicas that serve.")
+    ready_summary: Annotated[str, StringConstraints(max_length=20)] = Field(
+        default="0/0", description="Ready and desired replicas, e.g. 1/2."
+    )
+    selector: Annotated[str, StringConstraints(max_length=512)] = Field(
+        default="", description="Label selector of the engine pods, for the scale subresource."
+    )
+    markets: list[MarketStatus] = Field(
+        default=[], max_length=256, description="What the tier has in each (pool, zone)."
+    )
+    wake: WakeStatus | None = Field(
+        default=None, description="The wake under way, or the last one."
+    )
     last_wake_seconds: int | None = Field(
         default=None, description="Duration of the last finished wake."
     )
-    scaling: ScalingStatus = Field(default_factory=ScalingStatus)
-    last_decision: DecisionStatus | None = None
-    weights: WeightsStatus | None = None
-    engine_failure: EngineFailureStatus | None = None
+    scaling: ScalingStatus = Field(
+        default_factory=ScalingStatus, description="Hysteresis of the autoscaler."
+    )
+    last_decision: DecisionStatus | None = Field(
+        default=None, description="The last decision that changed the number of replicas."
+    )
+    weights: WeightsStatus | None = Field(default=None, description="Which weights serve.")
+    engine_failure: EngineFailureStatus | None = Field(
+        default=None, description="Wakes that ended because the engine would not start."
+    )
