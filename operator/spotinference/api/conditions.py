@@ -42,11 +42,17 @@ class Reason(StrEnum):
     INVALID_SPEC = "InvalidSpec"
     NAME_CONFLICT = "NameConflict"
     FORBIDDEN = "Forbidden"
+    INTERNAL_ERROR = "InternalError"
+    """The operator failed on this tier again and again; its log says more. Others are unaffected."""
     METRICS_FRESH = "MetricsFresh"
     METRICS_UNKNOWN = "MetricsUnknown"
     NOTICE = "Notice"
     NODE_LOST = "NodeLost"
     UNDISTURBED = "Undisturbed"
+    REVERTED = "Reverted"
+    """Event only: a child was edited by hand and put back; the message names the field."""
+    SUPERSEDED = "Superseded"
+    """Children of a deleted tier of the same name are still going; ours follow."""
     HEALTHY = "Healthy"
 
 

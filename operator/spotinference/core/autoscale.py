@@ -1,0 +1,228 @@
+"""How many replicas a tier should have, and why, in one sentence with its numbers.
+
+Load per replica counts replicas that still start (with a cold start of minutes, scaling on a queue
+alone runs away: 28 k against 2.1 k replica-hours when replayed). Unknown is not zero: a replica
+without a fresh sample never makes the tier smaller. Hysteresis is `status.scaling`, not memory, so
+that a restarted operator goes on from it.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+
+from spotinference.api import durations, times
+from spotinference.api.tier import ScalingStatus, TierSpec
+from spotinference.core.fleet import Fleet, Standing
+from spotinference.core.observed import Observed
+
+CALL_OFF_AFTER_S = 5.0
+"""A wake that nobody waits for ends after this: gateways drop and renew their demand in between."""
+SCALED_TO_ZERO_IDLE_S = 60.0
+"""spec.replicas 0 says asleep: a tier woken under it sleeps again after this, or sooner."""
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """Work seen now."""
+
+    parked: int
+    running: int
+    waiting: int
+    unknown: int
+    """ready replicas without a fresh sample"""
+    active_at: datetime | None
+    """last moment at which a replica was seen with work, where the scraper knows"""
+
+    @property
+    def none(self) -> bool:
+        return self.parked + self.running + self.waiting + self.unknown == 0
+
+    def __str__(self) -> str:
+        text = f"{self.running} running, {self.waiting} waiting, {self.parked} parked"
+        return f"{text}, {self.unknown} replicas unknown" if self.unknown else text
+
+
+@dataclass(frozen=True, slots=True)
+class Count:
+    """The number aimed at. `look_again_at`: when a timer runs out that may change it."""
+
+    desired: int
+    reason: str
+    scaling: ScalingStatus
+    look_again_at: tuple[datetime, ...] = ()
+
+
+def load_of(observed: Observed, fleet: Fleet) -> Load:
+    """Sums over every replica that may have work: doomed and lost ones too, while samples last."""
+    samples = [r.view.sample for r in fleet.every if r.view.sample is not None]
+    seen = [s.active_at for s in samples if s.active_at is not None]
+    return Load(
+        parked=sum(d.parked for d in observed.demands),
+        running=sum(s.running for s in samples),
+        waiting=sum(s.waiting for s in samples),
+        unknown=sum(
+            r.view.sample is None
+            for r in fleet.every
+            if r.view.ready and r.standing in {Standing.READY, Standing.SILENT, Standing.LEAVING}
+        ),
+        active_at=max(seen, default=None),
+    )
+
+
+def count(observed: Observed, fleet: Fleet, load: Load, limit: int) -> Count:
+    """The rules in their order; the first that has an opinion wins.
+
+    `limit`: what placement can use at most (maxReplicas, or fewer zones with exclusive volumes).
+    """
+    spec, now = observed.spec, observed.now
+    current = min(current_count(observed, fleet), limit)
+    scaling = _with_idle(observed.status.scaling, fleet, load, now)
+    least = min(spec.scaling.min_replicas, limit)
+    if spec.paused:
+        return Count(0, "paused: spec.paused is set", ScalingStatus())
+    if spec.replicas is not None and spec.replicas > 0:
+        wanted = min(spec.replicas, limit)
+        return Count(wanted, f"spec.replicas asks for {spec.replicas}", ScalingStatus())
+    if spec.replicas == 0:
+        least = 0
+    if current == 0 and load.parked > 0:
+        wanted = _wake_size(spec, load.parked, limit)
+        return Count(wanted, f"wake: {load.parked} requests parked, 0 replicas", ScalingStatus())
+    if current < least:
+        return Count(least, f"minReplicas is {least}", scaling)
+    if current == 0:
+        return Count(0, "asleep: no demand", ScalingStatus())
+    return (
+        _sleep(observed, fleet, load, current, least, scaling)
+        or _up(observed, load, current, limit, scaling)
+        or _down(observed, fleet, load, current, max(1, least), scaling)
+    )
+
+
+def current_count(observed: Observed, fleet: Fleet) -> int:
+    """The number aimed at so far.
+
+    It comes from `status.lastDecision`, so that a hand-scaled Deployment is put back. A lost
+    status drops nothing, and a request that slipped in while the tier went to sleep keeps its
+    replica: wake wins.
+    """
+    decided = observed.status.last_decision
+    if decided is None:
+        return fleet.kept
+    if decided.desired == 0:
+        return min(fleet.kept, sum(r.work > 0 and not r.draining for r in fleet.ready))
+    return decided.desired
+
+
+def needed(spec: TierSpec, load: Load) -> int:
+    """Replicas that would bring load per replica to its targets."""
+    waiting = math.ceil((load.waiting + load.parked) / spec.scaling.target_waiting)
+    running = math.ceil(load.running / spec.scaling.target_running)
+    return max(waiting, running)
+
+
+def _wake_size(spec: TierSpec, parked: int, limit: int) -> int:
+    size = math.ceil(parked / spec.scaling.target_running)
+    return min(max(1, spec.scaling.min_replicas, size), max(1, limit))
+
+
+def _with_idle(scaling: ScalingStatus, fleet: Fleet, load: Load, now: datetime) -> ScalingStatus:
+    """`idleSince` set while nothing is running, waiting, parked or unknown."""
+    if not load.none:
+        return scaling.model_copy(update={"idle_since": None})
+    since = _parse(scaling.idle_since) or now
+    if load.active_at is not None and load.active_at > since:
+        since = min(load.active_at, now)
+    # The idle time of a tier begins when it can serve, not while it still loads.
+    ready = [r.view.ready_at for r in fleet.ready if r.view.ready_at is not None]
+    if ready and max(ready) > since:
+        since = min(max(ready), now)
+    return scaling.model_copy(update={"idle_since": times.to_text(since)})
+
+
+def _sleep(
+    observed: Observed, fleet: Fleet, load: Load, current: int, least: int, scaling: ScalingStatus
+) -> Count | None:
+    """Idle long enough, or a wake that nobody waits for any more: back to the least."""
+    idle_since = _parse(scaling.idle_since)
+    if idle_since is None or current <= least:
+        return None
+    rules = observed.spec.scaling
+    if fleet.ready:
+        limit_s = durations.seconds(rules.idle_timeout)
+        if observed.spec.replicas == 0:
+            limit_s = min(limit_s, SCALED_TO_ZERO_IDLE_S)
+        if least > 0:
+            return None  # with a minimum the ordinary rule for scaling down applies
+        text = f"idle for {limit_s:.0f} s: no request running, waiting or parked"
+    else:
+        limit_s = CALL_OFF_AFTER_S
+        text = "wake called off: no request waits and no replica is ready"
+    due = idle_since + timedelta(seconds=limit_s)
+    if observed.now >= due:
+        return Count(least, text, ScalingStatus(idle_since=scaling.idle_since))
+    if not fleet.ready:
+        return Count(current, "nobody waits", scaling, (due,))
+    calm = _down(observed, fleet, load, current, max(1, least), scaling)
+    return Count(calm.desired, calm.reason, calm.scaling, (*calm.look_again_at, due))
+
+
+def _up(
+    observed: Observed, load: Load, current: int, limit: int, scaling: ScalingStatus
+) -> Count | None:
+    """Over target long enough: add what is needed, at most maxStep per period."""
+    rules, now = observed.spec.scaling, observed.now
+    wanted = min(needed(observed.spec, load), limit)
+    if wanted <= current:
+        return None
+    since = _parse(scaling.over_since) or now
+    scaling = scaling.model_copy(update={"over_since": times.to_text(since), "under_since": None})
+    due = since + timedelta(seconds=durations.seconds(rules.scale_up.stabilization))
+    step_start = _parse(scaling.step_started_at)
+    step_end = None
+    if step_start is not None:
+        step_end = step_start + timedelta(seconds=durations.seconds(rules.scale_up.period))
+        if now >= step_end:
+            step_start = step_end = None
+    added = 0 if step_start is None else scaling.step_added
+    room = rules.scale_up.max_step - added
+    if now < due or room <= 0:
+        later = due if now < due else step_end
+        assert later is not None
+        return Count(current, f"over target: {load}", scaling, (later,))
+    step = min(room, wanted - current)
+    scaling = scaling.model_copy(
+        update={
+            "over_since": times.to_text(now),
+            "step_started_at": times.to_text(step_start or now),
+            "step_added": added + step,
+        }
+    )
+    reason = f"up by {step} to {current + step}: {load}, {wanted} needed for the targets"
+    return Count(current + step, reason, scaling)
+
+
+def _down(
+    observed: Observed, fleet: Fleet, load: Load, current: int, least: int, scaling: ScalingStatus
+) -> Count:
+    """Under target long enough: one replica fewer, and the next one after another such time."""
+    rules, now = observed.spec.scaling, observed.now
+    scaling = scaling.model_copy(update={"over_since": None})
+    wanted = max(needed(observed.spec, load), least)
+    unknown = load.unknown > 0 or len(fleet.ready) < current
+    if wanted >= current or unknown:
+        why = "metrics of a replica are unknown" if load.unknown else "load is on target"
+        return Count(current, f"{why}: {load}", scaling.model_copy(update={"under_since": None}))
+    since = _parse(scaling.under_since) or now
+    scaling = scaling.model_copy(update={"under_since": times.to_text(since)})
+    due = since + timedelta(seconds=durations.seconds(rules.scale_down.stabilization))
+    if now < due:
+        return Count(current, f"under target: {load}", scaling, (due,))
+    scaling = scaling.model_copy(update={"under_since": times.to_text(now)})
+    return Count(current - 1, f"down by 1 to {current - 1}: {load}", scaling)
+
+
+def _parse(text: str | None) -> datetime | None:
+    return None if text is None else times.parse(text)

@@ -1,0 +1,55 @@
+"""When an engine will not start: stop burning GPU time, and try again ever more rarely."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+
+from spotinference.api import durations, times
+from spotinference.api.tier import EngineFailureStatus
+from spotinference.core.fleet import Fleet, Replica, Standing
+from spotinference.core.observed import Observed
+
+GIVE_UP_RESTARTS = 3
+FIRST_BACKOFF_S = 60.0
+MAX_BACKOFF_S = 3600.0
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    status: EngineFailureStatus | None
+    hold_until: datetime | None
+    """no replica before this"""
+
+
+def judge(observed: Observed, fleet: Fleet) -> Verdict:
+    """A start counts as failed when no replica is ready and every started one keeps failing."""
+    now = observed.now
+    before = observed.status.engine_failure
+    if before is not None and (before.generation != observed.generation or fleet.ready):
+        before = None
+    if before is not None and now < times.parse(before.retry_at):
+        return Verdict(before, times.parse(before.retry_at))
+    starting = [r for r in fleet.replicas if r.standing is Standing.STARTING]
+    failed = [r for r in starting if _given_up(r, observed)]
+    if not failed or fleet.ready or len(failed) < len(starting):
+        return Verdict(before, None)
+    failures = 1 if before is None else before.failures + 1
+    wait_s = min(MAX_BACKOFF_S, FIRST_BACKOFF_S * 2 ** min(failures - 1, 16))
+    retry_at = (now + timedelta(seconds=wait_s)).replace(microsecond=0)
+    words = failed[0].view.failure or ""
+    status = EngineFailureStatus(
+        failures=failures,
+        generation=observed.generation,
+        retry_at=times.to_text(retry_at),
+        message=words[:1000],
+    )
+    return Verdict(status, retry_at)
+
+
+def _given_up(replica: Replica, observed: Observed) -> bool:
+    view = replica.view
+    if view.failure is None:
+        return False
+    startup = timedelta(seconds=durations.seconds(observed.spec.engine.startup))
+    return view.restarts >= GIVE_UP_RESTARTS or observed.now - view.created_at > startup

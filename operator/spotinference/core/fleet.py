@@ -1,0 +1,250 @@
+"""What a tier has now: its replicas judged one by one, and its markets with their Deployments.
+
+The first thing `decide` makes of an `Observed`; the other decisions read only this.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from enum import StrEnum
+
+from spotinference.api import durations, names, times
+from spotinference.api.kinds import DEPLOYMENT, Json
+from spotinference.api.pool import PoolSpec
+from spotinference.core.observed import Market, NodeHealth, Observed, ReplicaView
+from spotinference.core.plan import DoomReason
+
+STALE_HOLD_S = 180.0
+"""A silent node may come back: so long its replica keeps its slot (and is out of routing)."""
+DEFAULT_REFUSAL_S = 60.0
+
+
+class Standing(StrEnum):
+    """What one replica is worth to the tier."""
+
+    READY = "ready"
+    STARTING = "starting"
+    """bound, or waiting for a node and not refused yet"""
+    REFUSED = "refused"
+    """unschedulable for longer than the pool's refusalAfter"""
+    SILENT = "silent"
+    """its node is stale: replaced elsewhere, but not deleted; it may come back"""
+    LEAVING = "leaving"
+    """its node has a notice, or was silent for too long: does not count any more"""
+    LOST = "lost"
+    """its node is gone, or its notice has expired: the pod object is deleted at once"""
+    ENDING = "ending"
+    """being deleted: not ours to count"""
+
+
+@dataclass(frozen=True, slots=True)
+class Replica:
+    view: ReplicaView
+    standing: Standing
+
+    @property
+    def counts(self) -> bool:
+        """Whether it fills one of the wanted places."""
+        return self.standing in {Standing.READY, Standing.STARTING}
+
+    @property
+    def busy(self) -> bool:
+        """Has, or (without a fresh sample) may have, work."""
+        if not self.view.ready and not self.view.running:
+            return False
+        sample = self.view.sample
+        if sample is None:
+            return self.view.ready
+        return sample.running + sample.waiting > 0
+
+    @property
+    def work(self) -> int:
+        sample = self.view.sample
+        return 0 if sample is None else sample.running + sample.waiting
+
+    @property
+    def draining(self) -> bool:
+        return self.view.doomed_until is not None and self.counts
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """One market of the tier, with what stands there."""
+
+    market: Market
+    pool: PoolSpec
+    index: int
+    """position in the tier's order of preference"""
+    deployment: Json | None
+    replicas: tuple[Replica, ...]
+    refused_at: datetime | None = None
+
+    @property
+    def spec_replicas(self) -> int:
+        if self.deployment is None:
+            return 0
+        return int(self.deployment.get("spec", {}).get("replicas", 1))
+
+    @property
+    def active(self) -> tuple[Replica, ...]:
+        """What the ReplicaSet counts: a pod that is being deleted is replaced already."""
+        return tuple(r for r in self.replicas if not r.view.deleting)
+
+    def having(self, *standings: Standing) -> tuple[Replica, ...]:
+        return tuple(r for r in self.replicas if r.standing in standings)
+
+    @property
+    def missing(self) -> int:
+        """Pods that the Deployment has yet to create."""
+        return max(0, self.spec_replicas - len(self.active))
+
+    @property
+    def held(self) -> int:
+        """Slots of silent replicas: kept while their node may come back."""
+        return min(self.spec_replicas, len(self.having(Standing.SILENT)))
+
+    @property
+    def kept(self) -> int:
+        """Places that are filled, or being filled, without doing anything."""
+        good = sum(r.counts for r in self.replicas)
+        return min(self.spec_replicas - self.held, good + self.missing)
+
+    @property
+    def refusal_s(self) -> float:
+        return refusal_after_s(self.pool)
+
+
+@dataclass(frozen=True, slots=True)
+class Fleet:
+    places: tuple[Place, ...]
+    """usable markets in order of preference"""
+    unknown: tuple[Json, ...] = ()
+    """Deployments of pools that the tier names but that do not exist now: hands off"""
+    obsolete: tuple[Json, ...] = ()
+    """Deployments of markets that the tier does not name any more"""
+    missing_pools: tuple[str, ...] = ()
+    stray: tuple[Replica, ...] = field(default=())
+    """replicas outside of the usable markets"""
+
+    @property
+    def replicas(self) -> tuple[Replica, ...]:
+        return tuple(r for p in self.places for r in p.replicas)
+
+    @property
+    def every(self) -> tuple[Replica, ...]:
+        return (*self.replicas, *self.stray)
+
+    @property
+    def ready(self) -> tuple[Replica, ...]:
+        return tuple(r for r in self.replicas if r.standing is Standing.READY)
+
+    @property
+    def kept(self) -> int:
+        return sum(p.kept for p in self.places)
+
+
+def refusal_after_s(pool: PoolSpec) -> float:
+    try:
+        return durations.seconds(pool.refusal_after)
+    except ValueError:
+        return DEFAULT_REFUSAL_S
+
+
+def survey(observed: Observed) -> Fleet:
+    """Everything the tier has, by market."""
+    deployments = engine_deployments(observed)
+    refused = {
+        Market(m.pool, m.zone): times.parse(m.refused_at)
+        for m in observed.status.markets
+        if m.refused_at is not None
+    }
+    judged: dict[Market, list[Replica]] = {}
+    for view in sorted(observed.replicas, key=lambda v: (v.created_at, v.name)):
+        pool = observed.pools.get(view.market.pool)
+        replica = Replica(view, standing(view, pool, observed.now))
+        judged.setdefault(view.market, []).append(replica)
+    places = tuple(
+        Place(
+            market=market,
+            pool=pool,
+            index=index,
+            deployment=deployments.get(market),
+            replicas=tuple(judged.get(market, ())),
+            refused_at=refused.get(market),
+        )
+        for index, (market, pool) in enumerate(markets(observed))
+    )
+    ours = {p.market for p in places}
+    named = set(observed.spec.placement.pools)
+    outside = {m: d for m, d in deployments.items() if m not in ours}
+    missing = tuple(
+        n for n in dict.fromkeys(observed.spec.placement.pools) if n not in observed.pools
+    )
+    return Fleet(
+        places=places,
+        unknown=tuple(d for m, d in outside.items() if m.pool in missing),
+        obsolete=tuple(
+            d for m, d in outside.items() if m.pool not in named or m.pool in observed.pools
+        ),
+        missing_pools=missing,
+        stray=tuple(r for m, rs in judged.items() if m not in ours for r in rs),
+    )
+
+
+def markets(observed: Observed) -> list[tuple[Market, PoolSpec]]:
+    """The tier's markets: spot before on-demand, then pools as ordered by the tier, then zones."""
+    named = [
+        (name, observed.pools[name])
+        for name in dict.fromkeys(observed.spec.placement.pools)
+        if name in observed.pools
+    ]
+    named.sort(key=lambda item: item[1].capacity_type != "spot")
+    return [
+        (Market(name, zone), pool) for name, pool in named for zone in dict.fromkeys(pool.zones)
+    ]
+
+
+def engine_deployments(observed: Observed) -> dict[Market, Json]:
+    """Live engine Deployments of this very tier, by the market in their labels."""
+    found: dict[Market, Json] = {}
+    for (kind, _), live in observed.children.items():
+        labels = live.get("metadata", {}).get("labels") or {}
+        if kind != DEPLOYMENT.kind or not owned(live, observed.uid):
+            continue
+        if names.LABEL_POOL in labels and names.LABEL_ZONE in labels:
+            found[Market(labels[names.LABEL_POOL], labels[names.LABEL_ZONE])] = live
+    return found
+
+
+def owned(live: Json, uid: str) -> bool:
+    owners = live.get("metadata", {}).get("ownerReferences") or ()
+    return any(owner.get("uid") == uid for owner in owners)
+
+
+def standing(view: ReplicaView, pool: PoolSpec | None, now: datetime) -> Standing:
+    """The rule for one replica; the first that fits wins."""
+    doomed = view.doomed_until
+    expired = doomed is not None and doomed <= now
+    if view.node is not None:
+        if view.node.health is NodeHealth.GONE:
+            return Standing.LOST
+        notice = view.node.notice
+        if notice is not None and notice.deadline <= now:
+            return Standing.LOST
+        if view.deleting:
+            return Standing.ENDING
+        if notice is not None:
+            return Standing.LEAVING
+        if view.node.health is NodeHealth.STALE:
+            given_up = expired and view.doomed_reason != DoomReason.SCALE_DOWN
+            return Standing.LEAVING if given_up else Standing.SILENT
+    if view.deleting:
+        return Standing.ENDING
+    if view.ready:
+        return Standing.READY
+    if view.node is None and view.unschedulable_since is not None:
+        limit = timedelta(seconds=DEFAULT_REFUSAL_S if pool is None else refusal_after_s(pool))
+        if now - view.unschedulable_since >= limit:
+            return Standing.REFUSED
+    return Standing.STARTING

@@ -1,0 +1,324 @@
+"""Where replicas stand: the number of each market's Deployment, and which replica goes when one
+must go. A replica keeps its place while nothing is wrong with it.
+
+A market that refused a launch, or took a node away, is avoided for `MARKET_BACKOFF_S`. When every
+market refuses, a waiting replica moves on to the market that refused longest ago, one move per
+`PROBE_DWELL_S`: a sparse probe instead of churn. At most `maxReplicas` are wanted in sum; a silent
+node's replica may hold its slot beyond that for `fleet.STALE_HOLD_S`, because its node may return.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+
+from spotinference.core.fleet import STALE_HOLD_S, Fleet, Place, Replica, Standing
+from spotinference.core.observed import Market
+from spotinference.core.plan import Doom, DoomReason, Pardon
+
+MARKET_BACKOFF_S = 300.0
+PROBE_DWELL_S = 120.0
+
+
+@dataclass(frozen=True, slots=True)
+class Terms:
+    """What placement has to keep to."""
+
+    wanted: int
+    now: datetime
+    drain_s: float
+    burst: bool
+    """on-demand pools may be used while no spot market takes a launch"""
+    exclusive: bool
+    """one replica per zone: its volume can be mounted by one node only"""
+    open_zones: frozenset[str] | None
+    """zones whose cache is complete; None: any"""
+
+
+@dataclass(frozen=True, slots=True)
+class Placement:
+    counts: Mapping[Market, int]
+    """replicas of each market's Deployment, held slots included"""
+    refused_at: Mapping[Market, datetime]
+    dooms: tuple[Doom, ...]
+    pardons: tuple[Pardon, ...]
+    removals: tuple[Replica, ...]
+    """pods to delete although their Deployment does not shrink: lost, or in the way"""
+    unplaced: int
+    """wanted replicas for which there is no place at all"""
+    look_again_at: tuple[datetime, ...]
+
+
+@dataclass(slots=True)
+class _Draft:
+    """The placement while it is being worked out."""
+
+    terms: Terms
+    places: tuple[Place, ...]
+    counts: dict[Market, int]
+    refused_at: dict[Market, datetime]
+    dooms: list[Doom] = field(default_factory=list)
+    victims: set[str] = field(default_factory=set)
+    timers: list[datetime] = field(default_factory=list)
+
+
+def place(fleet: Fleet, terms: Terms) -> Placement:
+    """The new numbers. Pure arithmetic on what stands; empty of writes when all is well."""
+    draft = _Draft(
+        terms=terms,
+        places=fleet.places,
+        counts={p.market: p.kept for p in fleet.places},
+        refused_at=_refusals(fleet, terms.now),
+    )
+    _mark_leaving(draft, fleet)
+    surplus = sum(draft.counts.values()) - terms.wanted
+    if surplus > 0:
+        _shrink(draft, surplus)
+    unplaced = 0
+    if surplus < 0:
+        unplaced = _grow(draft, -surplus)
+    for p in fleet.places:
+        draft.counts[p.market] += p.held
+    return Placement(
+        counts=draft.counts,
+        refused_at=draft.refused_at,
+        dooms=tuple(draft.dooms),
+        pardons=_pardons(draft),
+        removals=_removals(draft, fleet),
+        unplaced=unplaced,
+        look_again_at=tuple(draft.timers),
+    )
+
+
+def avoided(place_: Place, refused_at: Mapping[Market, datetime], now: datetime) -> bool:
+    """A market that refuses now, or did so (or lost a node) a short while ago."""
+    if place_.having(Standing.REFUSED, Standing.SILENT):
+        return True
+    at = refused_at.get(place_.market)
+    return at is not None and now - at < timedelta(seconds=MARKET_BACKOFF_S)
+
+
+def _refusals(fleet: Fleet, now: datetime) -> dict[Market, datetime]:
+    """When each market last refused a launch or took a node: carried over, renewed or forgotten."""
+    found: dict[Market, datetime] = {}
+    for p in fleet.places:
+        at = p.refused_at
+        if at is not None and now - at >= timedelta(seconds=MARKET_BACKOFF_S):
+            at = None
+        if at is not None and any(
+            r.view.node is not None and r.view.created_at > at and r.counts for r in p.replicas
+        ):
+            at = None  # a later launch found a node: there is capacity again
+        for replica in p.having(Standing.REFUSED):
+            assert replica.view.unschedulable_since is not None
+            since = replica.view.unschedulable_since + timedelta(seconds=p.refusal_s)
+            at = since if at is None else max(at, since)
+        if any(_newly_leaving(r) for r in p.replicas):
+            at = now
+        if at is not None:
+            found[p.market] = at.replace(microsecond=0)
+    return found
+
+
+def _newly_leaving(replica: Replica) -> bool:
+    """Just now seen to go: not marked yet, and not on its way out for another reason."""
+    gone = {Standing.LEAVING, Standing.SILENT, Standing.LOST}
+    unmarked = replica.view.doomed_until is None or replica.view.doomed_reason in {
+        None,
+        DoomReason.SCALE_DOWN,
+    }
+    return replica.standing in gone and unmarked and not replica.view.deleting
+
+
+def _mark_leaving(draft: _Draft, fleet: Fleet) -> None:
+    """Out of routing at once: every replica whose node has a notice or is silent."""
+    now = draft.terms.now
+    for replica in fleet.every:
+        node = replica.view.node
+        if replica.standing is Standing.SILENT and _newly_leaving(replica):
+            until = now + timedelta(seconds=STALE_HOLD_S)
+            draft.dooms.append(_doom(replica, until, DoomReason.NODE_LOST))
+        elif replica.standing is Standing.LEAVING and _newly_leaving(replica):
+            notice = node.notice if node is not None else None
+            until = notice.deadline if notice is not None else now
+            draft.dooms.append(_doom(replica, until, DoomReason.NOTICE))
+        if replica.standing in {Standing.SILENT, Standing.LEAVING}:
+            marked = replica.view.doomed_until
+            if node is not None and node.notice is not None:
+                draft.timers.append(node.notice.deadline)
+            elif marked is not None and marked > now:
+                draft.timers.append(marked)
+
+
+def _shrink(draft: _Draft, surplus: int) -> None:
+    """Take `surplus` away: pods not made yet, then not ready, then idle; busy ones drain first."""
+    for p in reversed(draft.places):
+        while surplus > 0 and draft.counts[p.market] > 0 and p.missing > 0:
+            cut = min(surplus, p.missing, draft.counts[p.market])
+            draft.counts[p.market] -= cut
+            surplus -= cut
+            break
+    index = {p.market: p.index for p in draft.places}
+    candidates = [r for p in draft.places for r in p.replicas if r.counts]
+    candidates.sort(
+        key=lambda r: (
+            r.view.ready,
+            not r.draining,
+            r.busy,
+            r.work,
+            -index[r.view.market],
+            -r.view.created_at.timestamp(),
+            r.view.name,
+        )
+    )
+    for replica in candidates:
+        if surplus <= 0:
+            break
+        if draft.counts[replica.view.market] <= 0:
+            continue
+        surplus -= 1
+        draft.victims.add(replica.view.uid)
+        _dismiss(draft, replica)
+
+
+def _dismiss(draft: _Draft, replica: Replica) -> None:
+    """Remove one replica, or let it drain first when it has work."""
+    market, now = replica.view.market, draft.terms.now
+    until = replica.view.doomed_until
+    drained = until is not None and until <= now
+    if replica.busy and not drained:
+        if until is None:
+            until = now + timedelta(seconds=draft.terms.drain_s)
+            draft.dooms.append(_doom(replica, until, DoomReason.SCALE_DOWN))
+        draft.timers.append(until)
+        return
+    stands = next(p for p in draft.places if p.market == market)
+    draft.counts[market] -= 1
+    if until is None and replica.view.ready and len(stands.active) > 1:
+        # Several pods in one Deployment: the mark makes its ReplicaSet choose this one.
+        until = now + timedelta(seconds=draft.terms.drain_s)
+        draft.dooms.append(_doom(replica, until, DoomReason.SCALE_DOWN))
+
+
+def _grow(draft: _Draft, need: int) -> int:
+    """Find places for `need` replicas; returns how many found none."""
+    waiting = _refused_by_market(draft)
+    for left in range(need, 0, -1):
+        best = _best_open(draft) or _stay(draft, waiting) or _next_probe(draft)
+        if best is None:
+            return left
+        draft.counts[best.market] += 1
+    return 0
+
+
+def _refused_by_market(draft: _Draft) -> dict[Market, list[Replica]]:
+    return {p.market: list(p.having(Standing.REFUSED)) for p in draft.places}
+
+
+def _allowed(draft: _Draft, places: Iterable[Place]) -> list[Place]:
+    """Places that could take one more, whether or not they were refused."""
+    terms = draft.terms
+    used: dict[str, int] = {}
+    for p in draft.places:
+        zone = p.market.zone
+        used[zone] = used.get(zone, 0) + draft.counts[p.market] + p.held
+    return [
+        p
+        for p in places
+        if (terms.open_zones is None or p.market.zone in terms.open_zones)
+        and not (terms.exclusive and used[p.market.zone] > 0)
+    ]
+
+
+def _best_open(draft: _Draft) -> Place | None:
+    """The market to launch in: spot first, then on-demand as a bridge; spread, then preference."""
+    terms = draft.terms
+    spot_named = any(p.pool.capacity_type == "spot" for p in draft.places)
+    allowed = [
+        p
+        for p in _allowed(draft, draft.places)
+        if not avoided(p, draft.refused_at, terms.now) and not p.having(Standing.LEAVING)
+    ]
+    spot = [p for p in allowed if p.pool.capacity_type == "spot"]
+    if not spot and (terms.burst or not spot_named):
+        spot = [p for p in allowed if p.pool.capacity_type != "spot"]
+    zones: dict[str, int] = {}
+    for p in draft.places:
+        zones[p.market.zone] = zones.get(p.market.zone, 0) + draft.counts[p.market]
+    return min(
+        spot,
+        key=lambda p: (draft.counts[p.market], zones[p.market.zone], p.index),
+        default=None,
+    )
+
+
+def _stay(draft: _Draft, waiting: dict[Market, list[Replica]]) -> Place | None:
+    """A refused replica stays where it waits until its dwell is over."""
+    dwell = timedelta(seconds=PROBE_DWELL_S)
+    for p in _allowed(draft, draft.places):
+        queue = waiting[p.market]
+        if not queue:
+            continue
+        since = queue[0].view.unschedulable_since
+        assert since is not None
+        due = since + max(dwell, timedelta(seconds=p.refusal_s))
+        if draft.terms.now < due:
+            queue.pop(0)
+            draft.timers.append(due)
+            return p
+    return None
+
+
+def _next_probe(draft: _Draft) -> Place | None:
+    """No market takes launches: try the one that refused longest ago."""
+    terms = draft.terms
+    spot_named = any(p.pool.capacity_type == "spot" for p in draft.places)
+    allowed = [
+        p
+        for p in _allowed(draft, draft.places)
+        if p.pool.capacity_type == "spot" or terms.burst or not spot_named
+    ]
+    oldest = terms.now - timedelta(days=365)
+    return min(
+        allowed,
+        key=lambda p: (
+            draft.counts[p.market] + p.held,
+            bool(p.having(Standing.REFUSED)) and len(allowed) > 1,
+            draft.refused_at.get(p.market, oldest),
+            p.index,
+        ),
+        default=None,
+    )
+
+
+def _pardons(draft: _Draft) -> tuple[Pardon, ...]:
+    """Marks whose cause is gone: the node came back, or the load did."""
+    return tuple(
+        Pardon(pod=r.view.name, uid=r.view.uid)
+        for p in draft.places
+        for r in p.replicas
+        if r.draining
+        and r.view.uid not in draft.victims
+        and draft.counts[p.market] >= len(p.active)
+    )
+
+
+def _removals(draft: _Draft, fleet: Fleet) -> tuple[Replica, ...]:
+    """Lost pods, and leaving ones that hold a slot which their replacement needs."""
+    removals = [r for r in fleet.every if r.standing is Standing.LOST]
+    for p in draft.places:
+        leaving = p.having(Standing.LEAVING)
+        staying = sum(r.standing is not Standing.LEAVING for r in p.active if r not in removals)
+        in_the_way = max(0, draft.counts[p.market] - staying)
+        removals += leaving[:in_the_way]
+    return tuple(removals)
+
+
+def _doom(replica: Replica, until: datetime, reason: DoomReason) -> Doom:
+    return Doom(
+        pod=replica.view.name,
+        uid=replica.view.uid,
+        until=until.replace(microsecond=0),
+        reason=reason,
+    )

@@ -1,0 +1,164 @@
+"""`decide`: from everything observed about one tier to everything that is to be done about it.
+
+The order of the steps is the specification:
+
+1. a tier that is being deleted, or that cannot be made sense of, is left alone (and says so);
+2. what is there (`fleet`), which weights are served (`weights`), whether the engine can start at
+   all (`failures`);
+3. how many replicas (`autoscale`), and where (`placement`);
+4. the children as they should be, against the children as they are (`children`);
+5. the status and events that follow (`status`).
+"""
+
+from __future__ import annotations
+
+from datetime import datetime, timedelta
+
+from spotinference.api import times
+from spotinference.api.conditions import Reason
+from spotinference.api.kinds import POD
+from spotinference.api.tier import TierSpec
+from spotinference.core import (
+    autoscale,
+    children,
+    engine_args,
+    failures,
+    placement,
+    status,
+    weights,
+)
+from spotinference.core.autoscale import Count, Load
+from spotinference.core.failures import Verdict
+from spotinference.core.fleet import Fleet, Standing, survey
+from spotinference.core.observed import Observed
+from spotinference.core.plan import Delete, EventNote, EventType, Plan
+from spotinference.core.weights import Weights
+
+SOONEST_S = 0.2
+"""A timer that has just run out is looked at after this, not at once: no spinning."""
+
+
+def decide(observed: Observed) -> Plan:
+    """What to do about one tier now. Deterministic; empty in steady state."""
+    if observed.deleting:
+        return Plan()  # its children go with it; nothing may be made again
+    if problem := spec_problem(observed.spec):
+        return _left_alone(observed, Reason.INVALID_SPEC, problem)
+    if conflict := children.conflict(observed):
+        return _left_alone(observed, Reason.NAME_CONFLICT, conflict)
+    if going := children.predecessor(observed):
+        return _left_alone(observed, Reason.SUPERSEDED, going)
+    fleet = survey(observed)
+    stock = weights.weigh(observed)
+    verdict = failures.judge(observed, fleet)
+    load = autoscale.load_of(observed, fleet)
+    count = _count(observed, fleet, load, verdict)
+    where = placement.place(fleet, _terms(observed, stock, count))
+    decision = status.Decision(fleet, stock, load, verdict, count, where)
+    changes = children.changes(observed, fleet, stock, where)
+    after = status.status_of(observed, decision)
+    return Plan(
+        dooms=where.dooms,
+        scales=changes.scales,
+        applies=changes.applies,
+        deletes=(*changes.deletes, *_removals(where)),
+        pardons=where.pardons,
+        status=None if after == observed.status else after,
+        events=(*status.events(observed.status, after), *_reverts(changes)),
+        requeue_after_s=_look_again(
+            observed.now,
+            [
+                *count.look_again_at,
+                *where.look_again_at,
+                *changes.look_again_at,
+                *_refusals_due(fleet),
+                *_failure_due(verdict),
+                *_eta_due(after.wake.eta if after.wake is not None else None),
+            ],
+        ),
+    )
+
+
+def spec_problem(spec: TierSpec) -> str | None:
+    """What the CRD's rules would have refused; a sentence, None when all is well."""
+    scaling = spec.scaling
+    if scaling.min_replicas > scaling.max_replicas:
+        return (
+            f"spec.scaling.minReplicas: {scaling.min_replicas} is more than maxReplicas "
+            f"{scaling.max_replicas}; lower the one or raise the other"
+        )
+    source = spec.model.source
+    if not source.startswith(("hf://", "pvc://")):
+        return f"spec.model.source: {source!r} is neither hf://ORG/NAME nor pvc://CLAIM/PATH"
+    return None
+
+
+def _count(observed: Observed, fleet: Fleet, load: Load, verdict: Verdict) -> Count:
+    limit = observed.spec.scaling.max_replicas
+    if observed.spec.cache.access_mode == "ReadWriteOnce":
+        limit = min(limit, len({p.market.zone for p in fleet.places}))
+    if verdict.hold_until is not None and not observed.spec.paused:
+        text = f"the engine does not start; next try at {times.to_text(verdict.hold_until)}"
+        return Count(0, text, observed.status.scaling)
+    return autoscale.count(observed, fleet, load, limit)
+
+
+def _terms(observed: Observed, stock: Weights, count: Count) -> placement.Terms:
+    return placement.Terms(
+        wanted=count.desired,
+        now=observed.now,
+        drain_s=engine_args.drain_s(observed.spec),
+        burst=observed.spec.placement.on_demand.burst,
+        exclusive=observed.spec.cache.access_mode == "ReadWriteOnce",
+        open_zones=stock.open_zones if stock.usable else frozenset(),
+    )
+
+
+def _removals(where: placement.Placement) -> tuple[Delete, ...]:
+    """Lost pods go at once; a leaving one that only blocks a slot may still drain."""
+    return tuple(
+        Delete(
+            kind=POD,
+            name=r.view.name,
+            uid=r.view.uid,
+            grace_s=0 if r.standing is Standing.LOST else None,
+        )
+        for r in where.removals
+    )
+
+
+def _reverts(changes: children.Changes) -> tuple[EventNote, ...]:
+    return tuple(EventNote(EventType.WARNING, Reason.REVERTED, text) for text in changes.reverted)
+
+
+def _left_alone(observed: Observed, reason: Reason, message: str) -> Plan:
+    after = status.refusal(observed, reason, message)
+    return Plan(
+        status=None if after == observed.status else after,
+        events=tuple(status.events(observed.status, after)),
+        requeue_after_s=5.0 if reason is Reason.SUPERSEDED else None,
+    )
+
+
+def _refusals_due(fleet: Fleet) -> list[datetime]:
+    """When waiting pods become refused ones."""
+    return [
+        r.view.unschedulable_since + timedelta(seconds=p.refusal_s)
+        for p in fleet.places
+        for r in p.having(Standing.STARTING)
+        if r.view.node is None and r.view.unschedulable_since is not None
+    ]
+
+
+def _failure_due(verdict: Verdict) -> list[datetime]:
+    return [] if verdict.hold_until is None else [verdict.hold_until]
+
+
+def _eta_due(eta: str | None) -> list[datetime]:
+    return [] if eta is None else [times.parse(eta)]
+
+
+def _look_again(now: datetime, at: list[datetime]) -> float | None:
+    later = [(moment - now).total_seconds() for moment in at]
+    pending = [max(SOONEST_S, seconds) for seconds in later if seconds > -1]
+    return min(pending, default=None)

@@ -1,0 +1,359 @@
+"""The tier's status and events, made from the decision, so that condition, event and log never
+disagree. Messages carry no number that changes while nothing else does: each would be a write.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from spotinference.api import names, times
+from spotinference.api.conditions import ConditionType, Phase, Reason
+from spotinference.api.tier import (
+    Condition,
+    DecisionStatus,
+    MarketStatus,
+    TierStatus,
+)
+from spotinference.core import lifecycle
+from spotinference.core.autoscale import Count, Load
+from spotinference.core.failures import Verdict
+from spotinference.core.fleet import Fleet, Replica, Standing
+from spotinference.core.observed import Observed
+from spotinference.core.placement import Placement
+from spotinference.core.plan import EventNote, EventType
+from spotinference.core.weights import Weights
+
+MESSAGE_LIMIT = 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One condition's verdict."""
+
+    status: bool
+    reason: Reason
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """All partial decisions about one tier."""
+
+    fleet: Fleet
+    weights: Weights
+    load: Load
+    verdict: Verdict
+    count: Count
+    placement: Placement
+
+
+def status_of(observed: Observed, d: Decision) -> TierStatus:
+    """The whole status after this decision."""
+    desired = d.count.desired
+    trouble = troubles(d)
+    phase = lifecycle.phase_of(observed, d.fleet, desired, broken=bool(trouble))
+    wake = lifecycle.wake_of(observed, d.fleet, d.weights, desired)
+    ready = len(d.fleet.ready)
+    present = sum(not r.view.deleting for r in d.fleet.every)
+    return observed.status.model_copy(
+        update={
+            "observed_generation": observed.generation,
+            "phase": str(phase),
+            "conditions": conditions(observed, findings(observed, d, phase, trouble)),
+            "replicas": present,
+            "ready_replicas": ready,
+            "ready_summary": f"{ready}/{desired}",
+            "selector": selector(observed.ref.name),
+            "markets": _markets(d),
+            "wake": wake,
+            "last_wake_seconds": lifecycle.last_wake_s(observed.status, wake),
+            "scaling": d.count.scaling,
+            "last_decision": _decision(observed, d.count),
+            "weights": d.weights.status,
+            "engine_failure": d.verdict.status,
+        }
+    )
+
+
+def refusal(observed: Observed, reason: Reason, message: str) -> TierStatus:
+    """The status of a tier that is left alone until a person changes something."""
+    found = {
+        ConditionType.READY: Finding(False, reason, message),
+        ConditionType.DEGRADED: Finding(True, reason, message),
+        ConditionType.PROGRESSING: Finding(False, reason, message),
+    }
+    others = [c for c in observed.status.conditions if c.type not in set(found)]
+    mine = conditions(observed, found)
+    return observed.status.model_copy(
+        update={
+            "observed_generation": observed.generation,
+            "phase": str(Phase.DEGRADED),
+            "conditions": sorted([*others, *mine], key=lambda c: c.type),
+            "selector": selector(observed.ref.name),
+        }
+    )
+
+
+def selector(tier: str) -> str:
+    labels = names.tier_labels(tier, names.ROLE_ENGINE)
+    return ",".join(f"{key}={value}" for key, value in sorted(labels.items()))
+
+
+def conditions(observed: Observed, found: dict[ConditionType, Finding]) -> list[Condition]:
+    """Sorted by type; the transition time moves only when the status does."""
+    before = {c.type: c for c in observed.status.conditions}
+    result = []
+    for kind, finding in sorted(found.items()):
+        status = "True" if finding.status else "False"
+        old = before.get(str(kind))
+        kept = old is not None and old.status == status
+        assert status in {"True", "False"}
+        result.append(
+            Condition(
+                type=str(kind),
+                status="True" if finding.status else "False",
+                observed_generation=observed.generation,
+                last_transition_time=old.last_transition_time
+                if kept and old is not None
+                else times.to_text(observed.now),
+                reason=str(finding.reason),
+                message=finding.message[:MESSAGE_LIMIT],
+            )
+        )
+    return result
+
+
+def troubles(d: Decision) -> list[Finding]:
+    """What keeps the tier from serving until somebody acts, the most basic first."""
+    found = []
+    fleet, weights = d.fleet, d.weights
+    if fleet.missing_pools:
+        missing = ", ".join(fleet.missing_pools)
+        found.append(
+            Finding(
+                True,
+                Reason.POOL_NOT_FOUND,
+                f"spec.placement.pools names {missing}, but there is no such GPUPool; create it "
+                "or name an existing one (kubectl get gpool)",
+            )
+        )
+    elif not fleet.places:
+        found.append(
+            Finding(
+                True,
+                Reason.NO_MARKET,
+                "no pool of spec.placement.pools has a zone; give the GPUPool a zone in spec.zones",
+            )
+        )
+    if weights.failure is not None and not weights.usable:
+        found.append(
+            Finding(
+                True,
+                Reason.CACHE_FAILED,
+                f"the cache job fails: {weights.failure}; correct spec.model or its token Secret, "
+                "it is tried again every few minutes",
+            )
+        )
+    failing = [r for r in fleet.replicas if r.view.failure and not r.view.ready]
+    if d.verdict.status is not None:
+        text = d.verdict.status
+        found.append(
+            Finding(
+                True,
+                Reason.ENGINE_FAILED,
+                f"the engine did not start ({text.failures} wakes in a row): {text.message}; "
+                f"correct spec.engine or spec.resources; no replica is tried before {text.retry_at}",
+            )
+        )
+    elif failing:
+        view = failing[0].view
+        found.append(
+            Finding(
+                True,
+                Reason.ENGINE_FAILED,
+                f"replica {view.name}: {view.failure}; see its log, "
+                "then correct spec.engine or spec.resources",
+            )
+        )
+    return found
+
+
+def findings(
+    observed: Observed, d: Decision, phase: Phase, trouble: list[Finding]
+) -> dict[ConditionType, Finding]:
+    """Every condition of a tier that is being reconciled."""
+    return {
+        ConditionType.READY: _ready(observed, d, phase, trouble),
+        ConditionType.PROGRESSING: _progressing(d, phase),
+        ConditionType.DEGRADED: trouble[0]
+        if trouble
+        else Finding(False, Reason.HEALTHY, "nothing is wrong"),
+        ConditionType.CAPACITY_AVAILABLE: _capacity(d),
+        ConditionType.CACHE_READY: _cache(d.weights),
+        ConditionType.METRICS_AVAILABLE: _metrics(d),
+        ConditionType.INTERRUPTED: _interrupted(d.fleet),
+    }
+
+
+def _ready(observed: Observed, d: Decision, phase: Phase, trouble: list[Finding]) -> Finding:
+    if phase is Phase.READY:
+        return Finding(True, Reason.SERVING, "at least one replica serves")
+    if phase is Phase.DEGRADED:
+        return Finding(False, trouble[0].reason, trouble[0].message)
+    if observed.spec.paused:
+        return Finding(True, Reason.PAUSED, "paused by spec.paused; requests are refused")
+    if phase is Phase.WAKING:
+        stage = lifecycle.stage_of(d.fleet, d.weights)
+        return Finding(False, Reason.WAKING, f"no replica is ready yet; stage: {stage}")
+    return Finding(True, Reason.ASLEEP, "at zero replicas; the first request wakes the tier")
+
+
+def _progressing(d: Decision, phase: Phase) -> Finding:
+    if phase is Phase.WAKING:
+        return Finding(True, Reason.WAKING, "a replica is being started")
+    if phase is Phase.DRAINING or any(r.draining for r in d.fleet.every):
+        return Finding(True, Reason.DRAINING, "replicas finish their running requests")
+    if d.placement.unplaced > 0 and phase is Phase.READY:
+        return Finding(
+            True,
+            Reason.SCALING,
+            f"{d.placement.unplaced} more replicas are wanted than there are zones with a complete "
+            "cache; with accessMode ReadWriteOnce each zone takes one",
+        )
+    if len(d.fleet.ready) != d.count.desired and phase is Phase.READY:
+        return Finding(True, Reason.SCALING, f"going to {d.count.desired} replicas")
+    return Finding(False, Reason.STEADY, "as many replicas as wanted")
+
+
+def _capacity(d: Decision) -> Finding:
+    refused = [p for p in d.fleet.places if p.having(Standing.REFUSED)]
+    starting = [r for r in d.fleet.replicas if r.counts and r.view.node is not None]
+    if not refused or (starting and len(starting) >= d.count.desired):
+        return Finding(True, Reason.CAPACITY_FOUND, "no launch is being refused")
+    quoted = refused[0].having(Standing.REFUSED)[0].view.unschedulable_message
+    tried = sorted(str(m) for m in d.placement.refused_at)
+    return Finding(
+        False,
+        Reason.NO_CAPACITY,
+        f"no node found; tried {', '.join(tried)}. The scheduler says: {quoted or 'nothing'}. "
+        "Retried in turn; add pools or zones to spec.placement.pools, or allow "
+        "placement.onDemand.burst with an on-demand pool",
+    )
+
+
+def _cache(weights: Weights) -> Finding:
+    if weights.failure is not None and weights.complete < weights.total:
+        return Finding(False, Reason.CACHE_FAILED, f"the cache job fails: {weights.failure}")
+    if weights.complete >= weights.total:
+        return Finding(True, Reason.CACHE_COMPLETE, "the weights are on every cache volume")
+    if weights.pending is not None:
+        return Finding(
+            False,
+            Reason.VOLUME_PENDING,
+            f"a cache claim is not bound: {weights.pending}; check spec.cache.storageClassName",
+        )
+    return Finding(
+        False,
+        Reason.CACHE_FILLING,
+        f"{weights.complete} of {weights.total} cache volumes are complete",
+    )
+
+
+def _metrics(d: Decision) -> Finding:
+    unknown = [r.view.name for r in d.fleet.ready if r.view.sample is None]
+    if unknown:
+        return Finding(
+            False,
+            Reason.METRICS_UNKNOWN,
+            f"no fresh metrics from {', '.join(sorted(unknown)[:5])}; the tier is not made smaller "
+            "meanwhile",
+        )
+    return Finding(True, Reason.METRICS_FRESH, "every ready replica was scraped")
+
+
+def _interrupted(fleet: Fleet) -> Finding:
+    gone = {Standing.SILENT, Standing.LEAVING, Standing.LOST}
+    hit = [r for r in fleet.every if r.standing in gone and not r.view.deleting]
+    if not hit:
+        return Finding(False, Reason.UNDISTURBED, "no node of a replica is being reclaimed")
+    noticed = [r for r in hit if r.view.node is not None and r.view.node.notice is not None]
+    if noticed:
+        return Finding(True, Reason.NOTICE, _list_of(noticed))
+    return Finding(True, Reason.NODE_LOST, _list_of(hit))
+
+
+def _list_of(replicas: Sequence[Replica]) -> str:
+    parts = []
+    for replica in replicas[:5]:
+        node = replica.view.node
+        if node is None:
+            continue
+        why = node.notice.source if node.notice is not None else f"node is {node.health}"
+        parts.append(f"{replica.view.name} on node {node.name} in {replica.view.market}: {why}")
+    return "; ".join(parts)
+
+
+def _markets(d: Decision) -> list[MarketStatus]:
+    result = []
+    for p in d.fleet.places:
+        at = d.placement.refused_at.get(p.market)
+        result.append(
+            MarketStatus(
+                pool=p.market.pool,
+                zone=p.market.zone,
+                desired=d.placement.counts.get(p.market, 0),
+                ready=len(p.having(Standing.READY)),
+                doomed=len(p.having(Standing.LEAVING, Standing.SILENT)),
+                refused_at=None if at is None else times.to_text(at),
+            )
+        )
+    return result
+
+
+def _decision(observed: Observed, count: Count) -> DecisionStatus:
+    before = observed.status.last_decision
+    if before is not None and before.desired == count.desired:
+        return before
+    return DecisionStatus(
+        at=times.to_text(observed.now), desired=count.desired, reason=count.reason[:MESSAGE_LIMIT]
+    )
+
+
+_WARNINGS = frozenset(
+    {
+        Reason.NO_CAPACITY,
+        Reason.POOL_NOT_FOUND,
+        Reason.NO_MARKET,
+        Reason.CACHE_FAILED,
+        Reason.VOLUME_PENDING,
+        Reason.ENGINE_FAILED,
+        Reason.INVALID_SPEC,
+        Reason.NAME_CONFLICT,
+        Reason.FORBIDDEN,
+        Reason.NOTICE,
+        Reason.NODE_LOST,
+        Reason.METRICS_UNKNOWN,
+    }
+)
+
+
+def events(before: TierStatus, after: TierStatus) -> list[EventNote]:
+    """One for each condition whose reason changed, and one for each new number of replicas."""
+    notes = []
+    known = {c.type: c.reason for c in before.conditions}
+    for condition in after.conditions:
+        if known.get(condition.type) == condition.reason:
+            continue
+        reason = Reason(condition.reason)
+        calm = condition.type != ConditionType.READY and reason not in _WARNINGS
+        if calm or (condition.type == ConditionType.READY and reason in _WARNINGS):
+            continue  # Ready repeats what Degraded says; calm ones are no news
+        kind = EventType.WARNING if reason in _WARNINGS else EventType.NORMAL
+        notes.append(EventNote(kind, reason, condition.message))
+    old, new = before.last_decision, after.last_decision
+    if new is not None and new != old and (old is not None or new.desired > 0):
+        off = new.reason.startswith("wake called off")
+        reason = Reason.WAKE_CALLED_OFF if off else Reason.SCALING
+        notes.append(EventNote(EventType.NORMAL, reason, f"{new.desired} replicas: {new.reason}"))
+    return notes
