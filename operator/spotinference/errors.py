@@ -6,10 +6,12 @@ The family decides what happens next, not the place where the error is caught:
     ├── Retryable            the same call may work later: back off and try again
     │   ├── ApiUnavailable   API server or peer unreachable, 5xx, time-out
     │   ├── Throttled        429; carries retry_after_s
-    │   └── Conflict         409: somebody wrote meanwhile; observe again, decide again
+    │   ├── Conflict         409: somebody wrote meanwhile; observe again, decide again
+    │   └── NotLeader        leadership was lost: another process writes now
     ├── InvalidInput         will not work until a person changes something
     │   ├── SpecInvalid      a resource's spec; names the field and the remedy
     │   ├── Forbidden        403: names verb and resource
+    │   ├── NameTaken        an object of somebody else has the name of a child of ours
     │   └── ConfigInvalid    flags, environment, files of our own processes
     ├── NotFound             404: often an answer, not a failure
     ├── Expired              410: a watch must list again
@@ -43,6 +45,10 @@ class Conflict(Retryable):
     """Somebody else wrote the object since we read it (409)."""
 
 
+class NotLeader(Retryable):
+    """We do not hold the leader Lease (any more): refuse to write."""
+
+
 class InvalidInput(SpotinferenceError):
     """Will fail again until a person changes something; the message says what."""
 
@@ -57,6 +63,10 @@ class SpecInvalid(InvalidInput):
 
 class Forbidden(InvalidInput):
     """The API server refused (403); the message names verb and resource."""
+
+
+class NameTaken(InvalidInput):
+    """Somebody else's object has the name that a child of ours needs: hands off."""
 
 
 class ConfigInvalid(InvalidInput):

@@ -50,6 +50,18 @@ class WatchEvent:
     object: Json
 
 
+@dataclass(frozen=True, slots=True)
+class Credentials:
+    """How to reach the API server as ourselves, for a library with its own transport (Kopf)."""
+
+    server: str
+    token: str | None
+    ca_file: str | None
+    certificate_file: str | None
+    key_file: str | None
+    insecure: bool
+
+
 class Kube:
     """One connection pool to one API server, as one identity."""
 
@@ -80,6 +92,21 @@ class Kube:
 
     async def close(self) -> None:
         await self._api.close()
+
+    async def credentials(self) -> Credentials:
+        """Read anew each time: tokens of ServiceAccounts rotate."""
+        headers: dict[str, str] = {}
+        await self._api.update_params_for_auth(headers, [], ["BearerToken"], "/", "GET", None)
+        _, _, token = headers.get("authorization", "").partition(" ")
+        configuration = self._api.configuration
+        return Credentials(
+            server=configuration.host,
+            token=token or None,
+            ca_file=configuration.ssl_ca_cert,
+            certificate_file=configuration.cert_file,
+            key_file=configuration.key_file,
+            insecure=not configuration.verify_ssl,
+        )
 
     async def __aenter__(self) -> Self:
         return self

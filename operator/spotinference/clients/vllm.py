@@ -1,0 +1,143 @@
+"""An engine's /metrics page: what we read of it, and what we refuse to believe.
+
+A scrape either yields four sane numbers or raises `ScrapeFailed` with a reason that is counted.
+Missing, negative and not-a-number are failures, never zero: a tier is not put to sleep because an
+engine could not be read.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from dataclasses import dataclass
+
+import aiohttp
+from tenacity import AsyncRetrying, retry_if_exception_type, stop_after_attempt, wait_fixed
+
+from spotinference import errors
+
+SCRAPE_DEADLINE_S = 2.0
+MAX_PAGE_BYTES = 1 << 20
+MAX_GAUGE = 1_000_000
+"""More running or waiting requests than this in one engine is nonsense."""
+CONNECT_ATTEMPTS = 2
+RETRY_WAIT_S = 0.1
+
+RUNNING = "vllm:num_requests_running"
+WAITING = "vllm:num_requests_waiting"
+FINISHED = "vllm:request_success_total"
+REJECTED = "vllm:admission_rejections_total"
+_REQUIRED = (RUNNING, WAITING)
+_WANTED = (RUNNING, WAITING, FINISHED, REJECTED)
+
+
+class ScrapeFailed(errors.Retryable):
+    """`reason` is one of a few words, for a metric's label."""
+
+    def __init__(self, reason: str, message: str) -> None:
+        super().__init__(message)
+        self.reason = reason
+
+
+@dataclass(frozen=True, slots=True)
+class EngineLoad:
+    running: int
+    waiting: int
+    finished_total: float
+    rejected_total: float
+
+
+def parse(page: bytes) -> EngineLoad:
+    """The load of an engine, summed over its label sets; `ScrapeFailed` when anything is off."""
+    sums: dict[str, float] = {}
+    for line in page.decode("utf-8", "replace").splitlines():
+        if not line.startswith("vllm:"):
+            continue
+        name, value = _sample(line)
+        if name in _WANTED:
+            sums[name] = sums.get(name, 0.0) + value
+    for name in _REQUIRED:
+        if name not in sums:
+            raise ScrapeFailed("missing", f"{name} is not on the metrics page")
+        if sums[name] > MAX_GAUGE:
+            raise ScrapeFailed("absurd", f"{name} is {sums[name]}")
+    return EngineLoad(
+        running=round(sums[RUNNING]),
+        waiting=round(sums[WAITING]),
+        finished_total=sums.get(FINISHED, 0.0),
+        rejected_total=sums.get(REJECTED, 0.0),
+    )
+
+
+def _sample(line: str) -> tuple[str, float]:
+    """(name, value) of one line of the exposition format; label values may hold spaces."""
+    if "{" in line:
+        name, _, rest = line.partition("{")
+        _, closed, tail = rest.rpartition("}")
+    else:
+        name, closed, tail = line.partition(" ")
+    parts = tail.split()
+    if not closed or not parts:
+        raise ScrapeFailed("malformed", f"not a sample: {line[:80]!r}")
+    if name not in _WANTED:
+        return name, 0.0
+    try:
+        value = float(parts[0])
+    except ValueError as error:
+        raise ScrapeFailed("malformed", f"{name} is {parts[0][:40]!r}") from error
+    if not math.isfinite(value):
+        raise ScrapeFailed("nan", f"{name} is {value}")
+    if value < 0:
+        raise ScrapeFailed("negative", f"{name} is {value}")
+    return name, value
+
+
+class EngineClient:
+    """Reads engines over one connection pool. No redirects, no decompression, bounded pages."""
+
+    def __init__(self, session: aiohttp.ClientSession) -> None:
+        self._session = session
+
+    @classmethod
+    def open(cls) -> EngineClient:
+        return cls(
+            aiohttp.ClientSession(
+                auto_decompress=False,
+                timeout=aiohttp.ClientTimeout(total=SCRAPE_DEADLINE_S),
+                connector=aiohttp.TCPConnector(limit=256, keepalive_timeout=30),
+                headers={"Accept-Encoding": "identity"},
+            )
+        )
+
+    async def close(self) -> None:
+        await self._session.close()
+
+    async def load(self, host: str, port: int) -> EngineLoad:
+        """One scrape within `SCRAPE_DEADLINE_S`, a dropped connection retried once."""
+        url = f"http://{f'[{host}]' if ':' in host else host}:{port}/metrics"
+        try:
+            async with asyncio.timeout(SCRAPE_DEADLINE_S):
+                async for attempt in AsyncRetrying(
+                    stop=stop_after_attempt(CONNECT_ATTEMPTS),
+                    wait=wait_fixed(RETRY_WAIT_S),
+                    retry=retry_if_exception_type(aiohttp.ServerDisconnectedError),
+                    reraise=True,
+                ):
+                    with attempt:
+                        return parse(await self._page(url))
+        except TimeoutError as error:
+            raise ScrapeFailed("timeout", f"{url}: no answer in {SCRAPE_DEADLINE_S} s") from error
+        except (aiohttp.ClientError, OSError) as error:
+            raise ScrapeFailed("connection", f"{url}: {type(error).__name__}: {error}") from error
+        raise errors.Bug("tenacity returned without a result")
+
+    async def _page(self, url: str) -> bytes:
+        async with self._session.get(url, allow_redirects=False) as response:
+            if response.status != 200:
+                raise ScrapeFailed("status", f"{url}: HTTP {response.status}")
+            page = bytearray()
+            async for chunk in response.content.iter_any():
+                page += chunk
+                if len(page) > MAX_PAGE_BYTES:
+                    raise ScrapeFailed("too_large", f"{url}: more than {MAX_PAGE_BYTES} bytes")
+            return bytes(page)

@@ -1,0 +1,221 @@
+"""The operator's composition root: makes every part once, runs them, and ends them in order.
+
+The end matters as much as the start: what is being written is finished, the Lease is released so
+that the other replica takes over at once, then Kopf is told to stop.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+from collections.abc import Coroutine
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+from typing import Any
+
+import structlog
+
+from spotinference.api import names
+from spotinference.api.kinds import LEASE, TIER, Json, Kind
+from spotinference.clients.clock import SystemClock
+from spotinference.clients.kube import Kube
+from spotinference.clients.leader import Elector
+from spotinference.clients.vllm import EngineClient
+from spotinference.controller import preflight, probes, watching
+from spotinference.controller.act import Actor
+from spotinference.controller.config import START_DEADLINE_S, STOP_DEADLINE_S, OperatorConfig
+from spotinference.controller.demand import DemandBook
+from spotinference.controller.events import EventPoster
+from spotinference.controller.handlers import WATCHED, Router
+from spotinference.controller.latency import Latencies
+from spotinference.controller.metrics import Metrics
+from spotinference.controller.nodes import NodeWatch
+from spotinference.controller.observe import Observer
+from spotinference.controller.queue import WorkQueue
+from spotinference.controller.reconciler import Reconciler
+from spotinference.controller.resync import Resync
+from spotinference.controller.scrape import Scraper
+from spotinference.controller.store import Store
+from spotinference.controller.writer import Writer
+from spotinference.core.observed import OperatorSettings
+from spotinference.core.reconcile import decide
+
+log = structlog.get_logger(__name__)
+
+LEADER_LEASE = "spotinference-operator"
+KOPF_STOP_S = 2.0
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """Everything that runs, wired together."""
+
+    elector: Elector
+    queue: WorkQueue
+    router: Router
+    nodes: NodeWatch
+    scraper: Scraper
+    resync: Resync
+    heartbeat: probes.Heartbeat
+    metrics: Metrics
+
+    def lead(self, leads: bool) -> None:
+        """Only the leader works; the other replica watches, so that it can take over at once."""
+        self.scraper.active = leads
+        if leads:
+            self.router.add_all(self.router.store.tiers())
+            self.queue.open()
+        else:
+            self.queue.close()
+
+    def unready(self) -> str | None:
+        if not self.router.synced and any(self.router.store.all(kind) for kind in WATCHED):
+            return "the first lists are not complete yet"
+        return None
+
+    def refresh_metrics(self) -> None:
+        self.metrics.scrapes.labels("ok").set(self.scraper.stats.succeeded)
+        for reason, count in self.scraper.stats.failed.items():
+            self.metrics.scrapes.labels(reason).set(count)
+
+
+def build(config: OperatorConfig, kube: Kube, engines: EngineClient) -> Parts:
+    clock = SystemClock()
+    metrics = Metrics()
+    store = Store(clock)
+    elector = Elector(
+        kube, clock, namespace=config.namespace, name=LEADER_LEASE, identity=config.identity
+    )
+    demand = DemandBook(store, clock)
+    latencies = Latencies(metrics, clock)
+    writer = Writer(kube, store, metrics, elector.leads)
+    # The queue calls the reconciler, whose parts enqueue: tied together through these names.
+    queue = WorkQueue(
+        lambda ref: reconciler.reconcile(ref),  # noqa: PLW0108  # made below
+        on_wait=metrics.queue_wait.observe,
+    )
+    router = Router(
+        store,
+        queue,
+        demand,
+        latencies,
+        on_relist=lambda kind: resync.suspect(kind),  # noqa: PLW0108  # made below
+    )
+    nodes = NodeWatch(kube, store, clock, router.node_changed)
+    scraper = Scraper(store, engines, clock, queue.add)
+    observer = Observer(store, nodes, demand, scraper, clock, _settings(config))
+    events = EventPoster(writer, metrics, clock, elector.identity)
+    actor = Actor(kube, writer, store, demand, events, latencies, clock)
+    reconciler = Reconciler(observer, actor, decide, latencies, metrics)
+    resync = Resync(kube, router, metrics)
+    heartbeat = probes.Heartbeat(clock, queue.stalled_s)
+
+    def removed(kind: Kind, body: Json) -> None:
+        if kind == TIER:
+            observer.forget(body["metadata"]["uid"])
+        elif kind == LEASE:
+            demand.forget(body)
+
+    store.removed_listeners.append(removed)
+    metrics.gauge("queue_depth", "Tiers that wait to be looked at.", lambda: queue.depth)
+    metrics.gauge("queue_active", "Tiers being looked at.", lambda: queue.active)
+    metrics.gauge("leads", "1 while this replica leads.", lambda: float(elector.leads()))
+    metrics.gauge("tiers", "Tiers known.", lambda: len(store.all(TIER)))
+    parts = Parts(elector, queue, router, nodes, scraper, resync, heartbeat, metrics)
+    elector.on_change = parts.lead
+    return parts
+
+
+def _settings(config: OperatorConfig) -> OperatorSettings:
+    return OperatorSettings(
+        image=config.image,
+        hub_endpoint=config.hub_endpoint,
+        system_namespace=config.namespace,
+    )
+
+
+async def run(config: OperatorConfig) -> int:
+    """Until SIGTERM or SIGINT (0), or until a part ends that must not (1)."""
+    async with AsyncExitStack() as stack:
+        kube = await Kube.connect(field_manager=names.FIELD_MANAGER, kubeconfig=config.kubeconfig)
+        stack.push_async_callback(kube.close)
+        await preflight.check(kube, list(WATCHED), config.namespace, START_DEADLINE_S)
+        engines = EngineClient.open()
+        stack.push_async_callback(engines.close)
+        parts = build(config, kube, engines)
+        await _serve(config, parts, stack)
+        return await _run(kube, parts, stack)
+
+
+async def _serve(config: OperatorConfig, parts: Parts, stack: AsyncExitStack) -> None:
+    probe_app = probes.probe_app(parts.heartbeat.sickness, parts.unready)
+    metrics_app = probes.metrics_app(parts.metrics.registry, parts.refresh_metrics)
+    runner, probe_url = await probes.serve(probe_app, config.host, config.probe_port)
+    stack.push_async_callback(runner.cleanup)
+    runner, metrics_url = await probes.serve(metrics_app, config.host, config.metrics_port)
+    stack.push_async_callback(runner.cleanup)
+    log.info("operator.started", metrics=metrics_url, probes=probe_url)
+    if config.announce is not None:
+        probes.announce(config.announce, {"metrics": metrics_url, "probes": probe_url})
+
+
+async def _run(kube: Kube, parts: Parts, stack: AsyncExitStack) -> int:
+    stop, stop_kopf = asyncio.Event(), asyncio.Event()
+    ours = [
+        _task("workers", parts.queue.run()),
+        _task("scraper", parts.scraper.run()),
+        _task("nodes", parts.nodes.run()),
+        _task("resync", parts.resync.run()),
+        _task("heartbeat", parts.heartbeat.run()),
+    ]
+    election = _task("elector", parts.elector.run())
+    stopping = _task("stopping", stop.wait())
+    kopf = _task("kopf", watching.run(kube, parts.router, stop_kopf, lambda: _on_signals(stop)))
+    done, _ = await asyncio.wait(
+        {*ours, election, kopf, stopping}, return_when=asyncio.FIRST_COMPLETED
+    )
+    ended = [task for task in done if task is not stopping]
+    for task in ended:
+        error = None if task.cancelled() else task.exception()
+        log.critical("part.ended", part=task.get_name(), error=str(error), exc_info=error)
+    await _stop(parts, ours, election, stack)
+    stop_kopf.set()
+    await asyncio.wait({kopf}, timeout=KOPF_STOP_S)
+    log.info("operator.stopped", clean=not ended)
+    return 1 if ended else 0
+
+
+async def _stop(
+    parts: Parts,
+    ours: list[asyncio.Task[Any]],
+    election: asyncio.Task[Any],
+    stack: AsyncExitStack,
+) -> None:
+    """Ends what writes, then leadership, then what serves."""
+    parts.queue.close()
+    if not await parts.queue.drained(STOP_DEADLINE_S):
+        log.warning("stop.unfinished", tiers=parts.queue.active)
+    await _cancel(ours)
+    await _cancel([election])
+    await parts.elector.release()
+    await stack.aclose()
+
+
+async def _cancel(tasks: list[asyncio.Task[Any]]) -> None:
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def _on_signals(stop: asyncio.Event) -> None:
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+
+
+def _task(name: str, work: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
+    return asyncio.create_task(work, name=name)
+
+
+def main(config: OperatorConfig) -> int:
+    return asyncio.run(run(config))

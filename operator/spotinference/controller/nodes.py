@@ -1,0 +1,183 @@
+"""The health of nodes that carry our pods, by what we saw ourselves.
+
+Kubelet renewals are read by polling the Leases in kube-node-lease every few seconds while any
+engine pod is bound: a watch would bring every heartbeat of every node of the cluster. A silent
+node is one whose Lease we saw unchanged in successive successful polls for 30 s; time in which
+the API server itself could not be read does not count, or an outage of it would look like the
+loss of all nodes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from datetime import datetime
+
+import structlog
+
+from spotinference import errors
+from spotinference.api import names
+from spotinference.api.kinds import LEASE, NODE, POD, Json, Kind
+from spotinference.api.pool import PoolSpec
+from spotinference.clients.clock import Clock
+from spotinference.clients.kube import Kube
+from spotinference.controller.store import Store
+from spotinference.core import providers
+from spotinference.core.observed import NodeHealth, NodeView, Notice
+
+log = structlog.get_logger(__name__)
+
+NODE_LEASES = "kube-node-lease"
+POLL_S = 2.5
+MAX_COUNTED_S = 2 * POLL_S
+"""A longer gap between two polls was ours or the API server's, not the node's."""
+GET_UP_TO = 8
+"""More nodes than this and one list is cheaper than single reads."""
+UNSEEN_GRACE_S = 5.0
+"""A node that we never saw is taken for gone only after this: its watch may lag behind the pod's."""
+MAX_REMEMBERED = 10_000
+
+
+@dataclass(slots=True)
+class _Renewal:
+    text: str
+    silent_s: float
+    polled_at: float
+
+
+class NodeWatch:
+    def __init__(
+        self, kube: Kube, store: Store, clock: Clock, on_change: Callable[[str], None]
+    ) -> None:
+        self._kube = kube
+        self._store = store
+        self._clock = clock
+        self._on_change = on_change
+        self._renewals: dict[str, _Renewal] = {}
+        self._gone: dict[str, None] = {}
+        self._missing_since: dict[str, float] = {}
+        self._notices: dict[tuple[str, str], datetime] = {}
+        self.polls_failed = 0
+        store.removed_listeners.append(self._removed)
+
+    # --- reads ----------------------------------------------------------------------------------
+
+    def view(self, name: str, pool: PoolSpec | None) -> NodeView:
+        node = self._store.get(NODE, name)
+        if node is None:
+            return NodeView(name, self._health_of_absent(name))
+        self._missing_since.pop(name, None)
+        self._gone.pop(name, None)
+        renewal = self._renewals.get(name)
+        health = providers.health_of(node, renewal.silent_s if renewal else None)
+        return NodeView(name, health, self._notice(node, pool) if pool else None)
+
+    def _health_of_absent(self, name: str) -> NodeHealth:
+        now = self._clock.monotonic()
+        if len(self._missing_since) > MAX_REMEMBERED:
+            self._missing_since.clear()
+        since = self._missing_since.setdefault(name, now)
+        gone = name in self._gone or now - since >= UNSEEN_GRACE_S
+        return NodeHealth.GONE if gone else NodeHealth.HEALTHY
+
+    def _notice(self, node: Json, pool: PoolSpec) -> Notice | None:
+        now = self._clock.now()
+        notice = providers.notice_of(node, pool.provider, pool.notice_seconds, now)
+        if notice is None:
+            return None
+        if len(self._notices) > MAX_REMEMBERED:
+            self._notices.clear()
+        first_at = self._notices.setdefault((node["metadata"]["uid"], notice.source), now)
+        again = providers.notice_of(node, pool.provider, pool.notice_seconds, first_at)
+        return replace(notice, deadline=again.deadline) if again else notice
+
+    # --- the poll -------------------------------------------------------------------------------
+
+    async def run(self) -> None:
+        """Until cancelled."""
+        while True:
+            bound = self._bound_nodes()
+            if bound:
+                try:
+                    await self._poll(bound)
+                except errors.SpotinferenceError as error:
+                    self.polls_failed += 1
+                    log.warning("nodes.poll_failed", error=str(error))
+            await asyncio.sleep(POLL_S)
+
+    def _bound_nodes(self) -> set[str]:
+        return {
+            pod["spec"]["nodeName"]
+            for pod in self._store.all(POD).values()
+            if pod["spec"].get("nodeName")
+            and (pod["metadata"].get("labels") or {}).get(names.LABEL_ROLE) == names.ROLE_ENGINE
+        }
+
+    async def _poll(self, bound: set[str]) -> None:
+        leases = await self._leases(bound)
+        now = self._clock.monotonic()
+        for name in [name for name in self._renewals if name not in leases]:
+            del self._renewals[name]
+        for name, text in leases.items():
+            self._note(name, text, now)
+
+    async def _leases(self, bound: set[str]) -> dict[str, str]:
+        """The renewTime of each node's Lease."""
+        if len(bound) > GET_UP_TO:
+            listing = await self._kube.list(LEASE, NODE_LEASES)
+            found = [item for item in listing.items if item["metadata"]["name"] in bound]
+        else:
+            found = []
+            for name in sorted(bound):
+                try:
+                    found.append(await self._kube.get(LEASE, name, NODE_LEASES))
+                except errors.NotFound:
+                    continue
+        return {
+            item["metadata"]["name"]: str((item.get("spec") or {}).get("renewTime"))
+            for item in found
+        }
+
+    def _note(self, name: str, text: str, now: float) -> None:
+        known = self._renewals.get(name)
+        if known is None:
+            self._renewals[name] = _Renewal(text, 0.0, now)
+            return
+        was_silent = known.silent_s > providers.LEASE_STALE_S
+        passed_s = min(now - known.polled_at, MAX_COUNTED_S)
+        known.silent_s = 0.0 if text != known.text else known.silent_s + passed_s
+        known.text = text
+        known.polled_at = now
+        if was_silent != (known.silent_s > providers.LEASE_STALE_S):
+            log.warning("node.silent" if not was_silent else "node.back", node=name)
+            self._on_change(name)
+
+    def _removed(self, kind: Kind, body: Json) -> None:
+        if kind != NODE:
+            return
+        name = body["metadata"]["name"]
+        if len(self._gone) >= MAX_REMEMBERED:
+            self._gone.pop(next(iter(self._gone)))
+        self._gone[name] = None
+        self._renewals.pop(name, None)
+
+
+def signature(node: Json | None) -> tuple[object, ...]:
+    """What of a node can change a decision; heartbeats leave it as it is."""
+    if node is None:
+        return ()
+    meta, spec = node["metadata"], node.get("spec") or {}
+    ready: Json = next(
+        (c for c in (node.get("status") or {}).get("conditions") or () if c.get("type") == "Ready"),
+        {},
+    )
+    return (
+        meta["uid"],
+        meta.get("deletionTimestamp"),
+        sorted((meta.get("annotations") or {}).items()),
+        sorted((t.get("key"), t.get("effect")) for t in spec.get("taints") or ()),
+        bool(spec.get("unschedulable")),
+        ready.get("status"),
+        ready.get("message") if ready.get("status") != "True" else None,
+    )

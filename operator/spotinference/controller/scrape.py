@@ -1,0 +1,161 @@
+"""Load samples of all ready engine pods, each no older than a bound: the autoscaler's eyes.
+
+One loop asks each pod when it is due: often while it works, seldom while it idles. A pod that
+cannot be read has no sample; whoever reads `sample_of` gets None and must not take it for zero.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import structlog
+
+from spotinference.api import names
+from spotinference.api.kinds import POD, Json
+from spotinference.clients.clock import Clock
+from spotinference.clients.vllm import EngineClient, EngineLoad, ScrapeFailed
+from spotinference.controller.store import Store, tier_of
+from spotinference.core.observed import Sample, TierRef
+
+log = structlog.get_logger(__name__)
+
+IDLE_EVERY_S = 5.0
+BUSY_EVERY_S = 1.0
+FRESH_S = 15.0
+"""Older samples do not count: three idle scrapes missed."""
+TICK_S = 0.25
+MAX_AT_ONCE = 64
+
+
+@dataclass(slots=True)
+class _Target:
+    ref: TierRef
+    host: str
+    due_at: float
+    sample: Sample | None = None
+    sampled_at: float = 0.0
+    failing: bool = False
+
+
+@dataclass(slots=True)
+class ScrapeStats:
+    succeeded: int = 0
+    failed: dict[str, int] = field(default_factory=dict)
+    """by reason"""
+
+
+class Scraper:
+    def __init__(
+        self,
+        store: Store,
+        engines: EngineClient,
+        clock: Clock,
+        on_change: Callable[[TierRef], None],
+    ) -> None:
+        self._store = store
+        self._engines = engines
+        self._clock = clock
+        self._on_change = on_change
+        self._targets: dict[str, _Target] = {}
+        self._under_way: set[str] = set()
+        self.active = False
+        """scrapes only while we lead"""
+        self.stats = ScrapeStats()
+
+    def sample_of(self, uid: str) -> Sample | None:
+        """The newest sample of a pod, unless it is too old."""
+        target = self._targets.get(uid)
+        if target is None or target.sample is None:
+            return None
+        if self._clock.monotonic() - target.sampled_at > FRESH_S:
+            return None
+        return target.sample
+
+    async def run(self) -> None:
+        """Until cancelled."""
+        async with asyncio.TaskGroup() as group:
+            while True:
+                if self.active:
+                    self._refresh_targets()
+                    for uid in self._due():
+                        self._under_way.add(uid)
+                        group.create_task(self._scrape(uid, self._targets[uid]))
+                await asyncio.sleep(TICK_S)
+
+    def _refresh_targets(self) -> None:
+        now = self._clock.monotonic()
+        ready = {
+            pod["metadata"]["uid"]: pod for pod in self._store.all(POD).values() if scrapable(pod)
+        }
+        for uid in [uid for uid in self._targets if uid not in ready]:
+            del self._targets[uid]
+        for uid, pod in ready.items():
+            ref = tier_of(POD, pod)
+            if uid not in self._targets and ref is not None:
+                self._targets[uid] = _Target(ref=ref, host=pod["status"]["podIP"], due_at=now)
+
+    def _due(self) -> list[str]:
+        now = self._clock.monotonic()
+        room = MAX_AT_ONCE - len(self._under_way)
+        due = [
+            uid
+            for uid, target in self._targets.items()
+            if target.due_at <= now and uid not in self._under_way
+        ]
+        return sorted(due, key=lambda uid: self._targets[uid].due_at)[:room]
+
+    async def _scrape(self, uid: str, target: _Target) -> None:
+        try:
+            load = await self._engines.load(target.host, names.ENGINE_PORT)
+        except ScrapeFailed as error:
+            self.stats.failed[error.reason] = self.stats.failed.get(error.reason, 0) + 1
+            if not target.failing:
+                log.warning("scrape.failed", tier=str(target.ref), error=str(error))
+                target.failing = True
+                self._on_change(target.ref)
+            target.due_at = self._clock.monotonic() + BUSY_EVERY_S
+        else:
+            self.stats.succeeded += 1
+            self._keep(target, load)
+        finally:
+            self._under_way.discard(uid)
+
+    def _keep(self, target: _Target, load: EngineLoad) -> None:
+        before = target.sample
+        was_failing = target.failing
+        target.failing = False
+        target.sampled_at = self._clock.monotonic()
+        now = self._clock.now()
+        busy = load.running > 0 or load.waiting > 0
+        worked = before is not None and before.finished_total != load.finished_total
+        target.sample = Sample(
+            at=now,
+            running=load.running,
+            waiting=load.waiting,
+            finished_total=load.finished_total,
+            rejected_total=load.rejected_total,
+            active_at=now if busy or worked else before.active_at if before else None,
+        )
+        target.due_at = target.sampled_at + (BUSY_EVERY_S if busy else IDLE_EVERY_S)
+        if before is None or was_failing or _numbers(before) != _numbers(target.sample):
+            self._on_change(target.ref)
+
+
+def _numbers(sample: Sample) -> tuple[int, int, float, float]:
+    return sample.running, sample.waiting, sample.finished_total, sample.rejected_total
+
+
+def scrapable(pod: Json) -> bool:
+    """An engine pod that is ready and not on its way out."""
+    meta, status = pod["metadata"], pod.get("status", {})
+    return (
+        (meta.get("labels") or {}).get(names.LABEL_ROLE) == names.ROLE_ENGINE
+        and meta.get("deletionTimestamp") is None
+        and bool(status.get("podIP"))
+        and any(
+            condition["type"] == "Ready" and condition["status"] == "True"
+            for condition in status.get("conditions") or ()
+        )
+    )

@@ -1,0 +1,72 @@
+"""Kopf, embedded: it watches and calls our handlers, and does nothing else.
+
+No finalizers, annotations, events or peering of its own. It is run by its two public halves so
+that our signal handlers replace its own before it starts: on SIGTERM our writes end and the Lease
+is released first, then it is told to stop.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Any
+
+import kopf
+
+from spotinference.clients.kube import Kube
+from spotinference.controller import handlers
+
+INACTIVITY_S = 70.0
+"""Bookmarks come each minute: a watch silent for longer is frozen."""
+BACKOFFS_S = (1, 1, 2, 3, 5, 8, 13, 21, *([30] * 20))
+"""About ten minutes of an absent API server before the process gives up and is restarted."""
+
+
+def registry(kube: Kube, router: handlers.Router) -> kopf.OperatorRegistry:
+    made = kopf.OperatorRegistry()
+
+    async def login(**_: Any) -> kopf.ConnectionInfo:
+        credentials = await kube.credentials()
+        return kopf.ConnectionInfo(
+            server=credentials.server,
+            ca_path=credentials.ca_file,
+            insecure=credentials.insecure,
+            scheme="Bearer" if credentials.token else None,
+            token=credentials.token,
+            certificate_path=credentials.certificate_file,
+            private_key_path=credentials.key_file,
+        )
+
+    kopf.on.login(registry=made, id="login")(login)
+    handlers.register(made, router)
+    return made
+
+
+def settings() -> kopf.OperatorSettings:
+    made = kopf.OperatorSettings()
+    made.posting.enabled = False
+    made.scanning.disabled = True
+    made.peering.standalone = True
+    made.watching.inactivity_timeout = INACTIVITY_S
+    made.networking.connect_timeout = 10
+    made.networking.request_timeout = 60
+    made.networking.error_backoffs = BACKOFFS_S
+    made.process.ultimate_exiting_timeout = None
+    handlers.select(made)
+    return made
+
+
+async def run(
+    kube: Kube, router: handlers.Router, stop: asyncio.Event, on_spawned: Callable[[], None]
+) -> None:
+    """Until `stop` is set; returning or raising without it means that the operator is deaf."""
+    existing = asyncio.all_tasks()
+    tasks = await kopf.spawn_tasks(
+        registry=registry(kube, router),
+        settings=settings(),
+        clusterwide=True,
+        standalone=True,
+        stop_flag=stop,
+    )
+    on_spawned()
+    await kopf.run_tasks(tasks, ignored=existing)

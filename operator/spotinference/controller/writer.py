@@ -1,0 +1,87 @@
+"""The one door to the API server for writes: asks for leadership before each, counts them, and
+shows their answers to the store at once. A process that lost the Lease is refused here, whatever
+it decided before.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+
+from spotinference import errors
+from spotinference.api.kinds import Json, Kind
+from spotinference.clients.kube import Kube
+from spotinference.controller.metrics import Metrics
+from spotinference.controller.store import Store
+
+
+class Writer:
+    def __init__(
+        self, kube: Kube, store: Store, metrics: Metrics, leads: Callable[[], bool]
+    ) -> None:
+        self._kube = kube
+        self._store = store
+        self._metrics = metrics
+        self._leads = leads
+
+    async def apply(self, kind: Kind, body: Json) -> Json:
+        answer = await self._send("apply", kind, lambda: self._kube.apply(kind, body))
+        self._store.wrote(kind, answer)
+        return answer
+
+    async def apply_status(self, kind: Kind, body: Json) -> None:
+        answer = await self._send(
+            "status", kind, lambda: self._kube.apply(kind, body, subresource="status")
+        )
+        self._store.wrote(kind, answer)
+
+    async def annotate(self, kind: Kind, live: Json, annotations: dict[str, str | None]) -> None:
+        """Sets or removes annotations of exactly this object (uid); absent already is success."""
+        meta = live["metadata"]
+        patch = {"metadata": {"uid": meta["uid"], "annotations": annotations}}
+        try:
+            answer = await self._send(
+                "patch",
+                kind,
+                lambda: self._kube.merge_patch(kind, meta["name"], meta.get("namespace"), patch),
+            )
+        except errors.NotFound:
+            return
+        self._store.wrote(kind, answer)
+
+    async def delete(self, kind: Kind, live: Json, *, grace_s: int | None) -> None:
+        """Deletes exactly this object (uid); another one under its name is left alone."""
+        meta = live["metadata"]
+
+        async def send() -> Json:
+            await self._kube.delete(
+                kind,
+                meta["name"],
+                meta.get("namespace"),
+                uid=meta["uid"],
+                grace_s=grace_s,
+                propagation="Background",
+            )
+            return {}
+
+        await self._send("delete", kind, send)
+        self._store.deleted(kind, live, at_once=grace_s == 0)
+
+    async def create(self, kind: Kind, body: Json) -> Json:
+        return await self._send("create", kind, lambda: self._kube.create(kind, body))
+
+    async def merge_patch(self, kind: Kind, name: str, namespace: str, patch: Json) -> Json:
+        return await self._send(
+            "patch", kind, lambda: self._kube.merge_patch(kind, name, namespace, patch)
+        )
+
+    async def _send(self, verb: str, kind: Kind, send: Callable[[], Awaitable[Json]]) -> Json:
+        if not self._leads():
+            self._metrics.refused.inc()
+            raise errors.NotLeader(f"{verb} {kind.plural} refused: another replica leads now")
+        try:
+            answer = await send()
+        except errors.SpotinferenceError as error:
+            self._metrics.write_errors.labels(kind.kind, verb, type(error).__name__).inc()
+            raise
+        self._metrics.writes.labels(kind.kind, verb).inc()
+        return answer
