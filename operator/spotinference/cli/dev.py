@@ -16,9 +16,10 @@ import typer
 
 from spotinference import errors
 from spotinference.api import durations
-from spotinference.devcluster import launch, paths, state, supervisor
+from spotinference.devcluster import assets, launch, paths, state, supervisor
 from spotinference.devcluster import topology as topologies
 from spotinference.devcluster.processes import log_tail
+from spotinference.devcluster.progress import Progress
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -208,6 +209,24 @@ def process(
 ) -> None:
     """Start, stop, restart or kill one process of the cluster (for tests of faults)."""
     _control(_paths(ctx, name), "process", name=process, do=do)
+
+
+@app.command("assets", hidden=True)
+def control_plane() -> None:
+    """Find, fetch or build the control plane, and print its paths."""
+    with Progress() as progress:
+        for name, program in assets.control_plane(None, progress).items():
+            typer.echo(f"{name}\t{program}")
+
+
+@app.command(hidden=True)
+def tools(
+    names: Annotated[list[str] | None, typer.Argument(help="helm, kubeconform, argocd")] = None,
+) -> None:
+    """Build the programs that tests of the chart need, and print their paths."""
+    with Progress() as progress:
+        for name, program in assets.tools(names or assets.TOOLS, progress).items():
+            typer.echo(f"{name}\t{program}")
 
 
 def _running(where: paths.ClusterPaths) -> state.ClusterState:
