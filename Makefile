@@ -19,9 +19,9 @@ $(ENVIRONMENT): requirements/dev.txt requirements/uv.txt pyproject.toml tools/en
 .PHONY: env assets vllm tools
 env: $(ENVIRONMENT) ## create .venv from the locked requirements
 assets: env ## find, fetch or build the control plane (once per machine)
-	@$(SPOT) dev assets
+	@$(SPOT) dev assets >/dev/null
 tools: env
-	@$(SPOT) dev assets --tools
+	@$(SPOT) dev tools >/dev/null
 vllm: env ## install the real vLLM for the CPU (once per machine)
 	@$(SPOT) dev engine install
 
