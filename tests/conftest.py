@@ -12,7 +12,6 @@ from pathlib import Path
 import pytest
 
 pytest_plugins = ["tests.support.cluster"]
-pytest_plugins = ["tests.support.cluster"]
 
 LAYERS = ("unit", "properties", "golden", "gateway", "chart", "cluster", "engine")
 """In the order in which they run: what fails fast comes first."""
