@@ -94,7 +94,7 @@ class Observer:
             ),
             caches=self._caches(ref, spec, pods),
             demands=demands,
-            children=self._children(ref, meta["uid"]),
+            children=self._children(ref),
             settings=self.settings,
         )
         return observed, ends_s
@@ -129,13 +129,12 @@ class Observer:
                 continue  # as good as absent: PoolNotFound tells the user where to look
         return found
 
-    def _children(self, ref: TierRef, uid: str) -> dict[tuple[str, str], Json]:
-        """Live children; those of an earlier tier of the same name are being collected."""
+    def _children(self, ref: TierRef) -> dict[tuple[str, str], Json]:
+        """Live children, those of an earlier tier of the same name included (`decide` waits)."""
         return {
             (kind.kind, child["metadata"]["name"]): child
             for kind in CHILD_KINDS
             for child in self.store.of_tier(kind, ref)
-            if owner_uid(child) in (None, uid)
         }
 
     # --- replicas -------------------------------------------------------------------------------
