@@ -137,7 +137,7 @@ OWNED: tuple[Owned, ...] = (
     Owned("it runs code or opens files on behalf of others; build an image instead", FOREIGN_CODE),
 )
 
-VALUE_PATTERN = r"^-[0-9.]"
+VALUE_PATTERN = r"^-\.?[0-9]"
 """A negative number is a value, not a flag."""
 
 

@@ -50,7 +50,7 @@ def _obey_name(body: Json, name_rules: tuple[rules.Rule, ...]) -> None:
 
 def _spec(model: type[_Model], body: Json) -> _Model:
     try:
-        return model.model_validate(body.get("spec") or {})
+        return model.model_validate(body.get("spec") or {}, strict=True)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         context = first.get("ctx", {})
