@@ -25,9 +25,11 @@ from pydantic import BaseModel
 import spotinference
 from spotinference import errors, logs
 from spotinference.clients.kube import Kube
-from spotinference.devcluster import bootstrap, network, processes, state
+from spotinference.devcluster import bootstrap, leftovers, models, network, state
 from spotinference.devcluster import paths as cluster_paths
+from spotinference.devcluster.agent import NodeAgent
 from spotinference.devcluster.controlplane import ControlPlane
+from spotinference.devcluster.hub import HubServer
 from spotinference.devcluster.processes import ManagedProcess
 from spotinference.devcluster.supervisor import Action, ControlApi, Keeper
 from spotinference.devcluster.topology import Topology
@@ -73,7 +75,8 @@ class Cluster:
         self.control = ControlApi(self.block.control, self.state.control_token, self._actions())
         self.state.control_url = self.control.url
         self.keepers: dict[str, Keeper] = {}
-        self.agent: Any = None
+        self.agent: NodeAgent | None = None
+        self._hub: HubServer | None = None
         self._kube: Kube | None = None
 
     async def run(self) -> None:
@@ -106,14 +109,29 @@ class Cluster:
         )
         for process in self.control_plane.processes:
             self._keep(tasks, Keeper(process, grace_s=3.0))
-        self._say("node agent")
+        self._say("node agent and model hub")
+        await self._start_hub()
         await self._start_agent(tasks, kube)
         self._say("operator and gateway")
         await self._start_own(tasks)
 
+    async def _start_hub(self) -> None:
+        models.provide(self.options.engine, self.paths.hub)
+        self._hub = HubServer(self.paths.hub, self.block.hub, 0, self.paths.hub_log)
+        await self._hub.start()
+        self.state.hub_url = self._hub.url
+
     async def _start_agent(self, tasks: asyncio.TaskGroup, kube: Kube) -> None:
-        if importlib.util.find_spec("spotinference.devcluster.agent") is None:
-            log.warning("agent.missing", note="no node agent in this checkout yet: no nodes")
+        self.agent = NodeAgent(
+            kube,
+            self.paths,
+            self.options.topology,
+            models.images_of(self.options.engine, self.options.topology),
+            addresses=self.block.pods(),
+            host_ip=self.block.host,
+        )
+        tasks.create_task(self.agent.run(), name="node agent")
+        await self.agent.wait_ready()
 
     async def _start_own(self, tasks: asyncio.TaskGroup) -> None:
         """Operator and gateway as processes, each with its own rights; both start at once."""
@@ -185,6 +203,7 @@ class Cluster:
         return {
             "status": self._status,
             "reclaim": self._reclaim,
+            "silence": self._silence,
             "market": self._market,
             "process": self._process,
         }
@@ -200,12 +219,34 @@ class Cluster:
             }
             for name, keeper in self.keepers.items()
         }
-        return {"processes": rows}
+        nodes = self.agent.status() if self.agent is not None else {"nodes": [], "markets": []}
+        return {"processes": rows, **nodes}
+
+    def _nodes(self) -> NodeAgent:
+        if self.agent is None:
+            raise errors.ApiUnavailable("the cluster is still starting; try again in a second")
+        return self.agent
 
     async def _reclaim(self, body: dict[str, Any]) -> dict[str, Any]:
         """`{"node": NAME, "notice": seconds or null}`; null: at once, without any sign."""
         notice = body.get("notice")
-        await self.agent.reclaim(str(body["node"]), None if notice is None else float(notice))
+        notice_s = None if notice is None else float(notice)
+        await self._running_agent().reclaim(str(body["node"]), notice_s)
+        return {}
+
+    async def _silence(self, body: dict[str, Any]) -> dict[str, Any]:
+        """The node's machine dies and nobody says so: its object stays, heartbeats stop."""
+        await self._running_agent().silence(str(body["node"]))
+        return {}
+
+    def _running_agent(self) -> NodeAgent:
+        if self.agent is None:
+            raise errors.ConfigInvalid("the cluster is still starting: there are no nodes yet")
+        return self.agent
+
+    async def _silence(self, body: dict[str, Any]) -> dict[str, Any]:
+        """The machine dies and nobody says so: its heartbeats stop, its object stays."""
+        await self._nodes().silence(str(body["node"]))
         return {}
 
     async def _market(self, body: dict[str, Any]) -> dict[str, Any]:
@@ -213,7 +254,7 @@ class Cluster:
         self.options.topology.market(pool, zone)
         if capacity < 0:
             raise errors.ConfigInvalid(f"--capacity {capacity}: must not be negative")
-        await self.agent.set_capacity(pool, zone, capacity)
+        await self._running_agent().set_capacity(pool, zone, capacity)
         return {}
 
     async def _process(self, body: dict[str, Any]) -> dict[str, Any]:
@@ -246,17 +287,14 @@ class Cluster:
         """Our own processes get a short grace; the data of the rest dies with the cluster."""
         own = [k for k in self.keepers.values() if k.process not in self.control_plane.processes]
         await asyncio.gather(*(keeper.stop() for keeper in own))
+        if self._hub is not None:
+            await self._hub.stop()
         if self._kube is not None:
             await self._kube.close()
         await self.control_plane.kill()
         await self.control.stop()
-        clean(self.paths)
+        leftovers.clean(self.paths)
         self.block.release()
-
-
-def clean(paths: cluster_paths.ClusterPaths) -> list[int]:
-    """Kills all processes that a cluster of this name left; returns their ids."""
-    return processes.sweep(paths)
 
 
 def main() -> None:
@@ -266,7 +304,7 @@ def main() -> None:
     paths = cluster_paths.cluster(options.name)
     try:
         with state.Ownership(paths):
-            left = clean(paths)
+            left = leftovers.clean(paths)
             shutil.rmtree(paths.root, ignore_errors=True)
             paths.make()
             with contextlib.suppress(FileNotFoundError):  # our own log, opened before all this

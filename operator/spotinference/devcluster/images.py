@@ -13,6 +13,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 
 import spotinference
+from spotinference.devcluster.topology import SimEngine
 
 ENGINE_IMAGES = ("vllm/vllm-openai*", "*/vllm/vllm-openai*")
 OWN_IMAGES = ("ghcr.io/spotinference/spotinference*",)
@@ -74,6 +75,15 @@ def table(
         + tuple((pattern, scripts) for pattern in PYTHON_IMAGES)
         + tuple((pattern, Image()) for pattern in SHELL_IMAGES)
     )
+
+
+def sim_engine_env(engine: SimEngine) -> dict[str, str]:
+    """The load model of a topology as the simulated engine's environment."""
+    return {
+        "SPOTINFERENCE_SIM_START_DELAY_S": f"{engine.start_delay:g}",
+        "SPOTINFERENCE_SIM_TOKENS_PER_S": f"{engine.tokens_per_second:g}",
+        **engine.env,
+    }
 
 
 def sim_engine_argv() -> tuple[str, ...]:
