@@ -222,11 +222,6 @@ class Cluster:
         nodes = self.agent.status() if self.agent is not None else {"nodes": [], "markets": []}
         return {"processes": rows, **nodes}
 
-    def _nodes(self) -> NodeAgent:
-        if self.agent is None:
-            raise errors.ApiUnavailable("the cluster is still starting; try again in a second")
-        return self.agent
-
     async def _reclaim(self, body: dict[str, Any]) -> dict[str, Any]:
         """`{"node": NAME, "notice": seconds or null}`; null: at once, without any sign."""
         notice = body.get("notice")
@@ -243,11 +238,6 @@ class Cluster:
         if self.agent is None:
             raise errors.ConfigInvalid("the cluster is still starting: there are no nodes yet")
         return self.agent
-
-    async def _silence(self, body: dict[str, Any]) -> dict[str, Any]:
-        """The machine dies and nobody says so: its heartbeats stop, its object stays."""
-        await self._nodes().silence(str(body["node"]))
-        return {}
 
     async def _market(self, body: dict[str, Any]) -> dict[str, Any]:
         pool, zone, capacity = str(body["pool"]), str(body["zone"]), int(body["capacity"])

@@ -81,7 +81,10 @@ def sim_engine_env(engine: SimEngine) -> dict[str, str]:
     """The load model of a topology as the simulated engine's environment."""
     return {
         "SPOTINFERENCE_SIM_START_DELAY_S": f"{engine.start_delay:g}",
+        "SPOTINFERENCE_SIM_COMPILE_S": f"{engine.compile:g}",
         "SPOTINFERENCE_SIM_TOKENS_PER_S": f"{engine.tokens_per_second:g}",
+        "SPOTINFERENCE_SIM_PREFILL_TOKENS_PER_S": f"{engine.prefill_tokens_per_second:g}",
+        "SPOTINFERENCE_SIM_STEP_PER_SEQ_S": f"{engine.step_per_sequence:g}",
         **engine.env,
     }
 

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import spotinference
 from spotinference import errors
-from spotinference.devcluster import assets, processes, state
+from spotinference.devcluster import assets, leftovers, processes, state
 from spotinference.devcluster.paths import ClusterPaths
 from spotinference.devcluster.progress import Progress
 from spotinference.devcluster.topology import Topology
@@ -91,7 +91,7 @@ def down(paths: ClusterPaths, *, keep: bool) -> bool:
         until = time.monotonic() + DOWN_DEADLINE_S
         while state.is_running(paths) and time.monotonic() < until:
             time.sleep(POLL_S)
-    processes.sweep(paths)  # also a supervisor that did not end
+    leftovers.clean(paths)  # also a supervisor that did not end
     with state.Ownership(paths) as ownership:
         if not keep:
             shutil.rmtree(paths.root, ignore_errors=True)

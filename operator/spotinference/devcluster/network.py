@@ -45,6 +45,11 @@ class Block:
         return f"{self.prefix}.0.3"
 
     @property
+    def host(self) -> str:
+        """The host address of every simulated node."""
+        return f"{self.prefix}.0.10"
+
+    @property
     def hub(self) -> str:
         return f"{self.prefix}.0.4"
 

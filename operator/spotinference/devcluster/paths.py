@@ -84,6 +84,21 @@ class ClusterPaths:
         """Announcements and other files of running processes."""
         return self.root / "run"
 
+    @property
+    def session_ledger(self) -> Path:
+        """The node agent's list of container sessions, for whoever cleans up after it."""
+        return self.run / "sessions.jsonl"
+
+    @property
+    def hub(self) -> Path:
+        """`ORG/NAME/files…`: what the cluster's own model hub serves."""
+        return self.root / "hub"
+
+    @property
+    def hub_log(self) -> Path:
+        """Every request to the hub, with its bytes, as JSON lines."""
+        return self.logs / "hub.jsonl"
+
     def log(self, process: str) -> Path:
         return self.logs / f"{process}.log"
 
@@ -92,7 +107,15 @@ class ClusterPaths:
 
     def make(self) -> None:
         """Creates the folders; only this user may look inside (keys, tokens, certificates)."""
-        for folder in (self.root, self.pki, self.logs, self.pod_logs, self.volumes, self.run):
+        for folder in (
+            self.root,
+            self.pki,
+            self.logs,
+            self.pod_logs,
+            self.volumes,
+            self.run,
+            self.hub,
+        ):
             folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         self.root.chmod(0o700)
 

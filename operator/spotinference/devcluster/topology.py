@@ -147,11 +147,15 @@ class CpuPool(ApiModel):
 
 
 class SimEngine(ApiModel):
-    """The load model of the simulated engine."""
+    """The load model of the simulated engine; 0 tokens per second: as fast as it can."""
 
     start_delay: Seconds = Field(default=1.0, description="From start to ready.")
-    tokens_per_second: float = Field(default=50.0, gt=0, le=100_000, description="Per stream.")
-    max_num_seqs: int = Field(default=256, ge=1)
+    compile: Seconds = Field(default=0.0, description="More at a start without a compile cache.")
+    tokens_per_second: float = Field(default=50.0, ge=0, le=100_000, description="Per stream.")
+    prefill_tokens_per_second: float = Field(default=0.0, ge=0)
+    step_per_sequence: Seconds = Field(
+        default=0.0, description="A batch step gets longer by this much per running stream."
+    )
     env: dict[str, str] = Field(default={}, description="More environment for engine pods.")
 
 
