@@ -64,9 +64,26 @@ def hide_token_ids(raw: bytes) -> bytes:
     return _IDS.sub(rb'"\1":null', raw) if b'token_ids"' in raw else raw
 
 
-def may_be_trouble(raw: bytes) -> bool:
-    """Whether an engine's error or aborted answer may be in these events: look closer then."""
-    return (b'"error"' in raw or b'"abort"' in raw) and _TROUBLE.search(raw) is not None
+def sound(raw: bytes) -> bool:
+    """Whether these events look like chunks of a good answer, without parsing them.
+
+    False means: look closer. It may be a keep-alive, an error of the engine, or no JSON at all.
+    """
+    if not (raw.startswith(b"data: {") and raw.endswith(b"}\n\n")):
+        return False
+    if raw.count(b"\n\n") != raw.count(b"}\n\ndata: {") + 1:
+        return False
+    if not raw.isascii() and not _utf8(raw):
+        return False
+    return (b'"error"' not in raw and b'"abort"' not in raw) or _TROUBLE.search(raw) is None
+
+
+def _utf8(raw: bytes) -> bool:
+    try:
+        raw.decode()
+    except UnicodeDecodeError:
+        return False
+    return True
 
 
 def decode(data: bytes) -> Json | None:

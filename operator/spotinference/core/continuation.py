@@ -46,6 +46,7 @@ class Prepared:
     hide_token_ids: bool
     include_usage: bool
     continuous_usage: bool
+    choices: int = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,7 +122,14 @@ def prepare(
         hide_token_ids=not body.get("return_token_ids"),
         include_usage=bool(options.get("include_usage")),
         continuous_usage=bool(options.get("continuous_usage_stats")),
+        choices=_choices(body),
     )
+
+
+def _choices(body: Json) -> int:
+    prompt = body.get("prompt")
+    prompts = len(prompt) if isinstance(prompt, list) and not isinstance(prompt[0], int) else 1
+    return prompts * int(body.get("n") or 1)
 
 
 def _greedy(body: Json) -> bool:

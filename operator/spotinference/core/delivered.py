@@ -6,6 +6,7 @@ died, or when the raw bytes reach their bound.
 
 from __future__ import annotations
 
+import re
 from array import array
 from dataclasses import dataclass, field
 
@@ -17,6 +18,10 @@ MAX_RAW_BYTES = 64 * 1024
 """Raw events kept before they are parsed: about 250 chunks, a millisecond of parsing."""
 MAX_TOKENS = 2_000_000
 """Beyond this an answer is no longer continuable (8 MB of ids)."""
+
+_LAST_WRITES = 3
+"""The finish chunk, the usage chunk and [DONE] come in at most so many reads."""
+_FINISH = re.compile(rb'"finish_reason"\s*:\s*"')
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +55,7 @@ class Delivered:
     substance: bool = False
     """anything but role chunks was delivered: an answer that starts anew would repeat it"""
     choices_seen: set[int] = field(default_factory=set)
+    choices_finished: set[int] = field(default_factory=set)
     _mark_tokens: array[int] = field(default_factory=lambda: array("q", [0]))
     _mark_chars: array[int] = field(default_factory=lambda: array("q", [0]))
     _raw: list[bytes] = field(default_factory=list)
@@ -103,6 +109,18 @@ class Delivered:
                 self._mark_chars.append(self.chars)
         if piece.finish_reason is not None:
             self.finish_reason = piece.finish_reason
+            self.choices_finished.add(index)
+
+    def finished(self, choices: int) -> bool:
+        """All choices have their finish_reason.
+
+        `[DONE]` without that ends nothing: an engine that
+        shuts down answers a token prompt with `[DONE]` alone.
+        """
+        if choices == 1 and any(_FINISH.search(raw) for raw in self._raw[-_LAST_WRITES:]):
+            return True
+        self.settle()
+        return len(self.choices_finished) >= choices
 
     @property
     def continuable(self) -> bool:

@@ -60,8 +60,8 @@ class Splice:
 
     def feed(self, data: bytes) -> bytes:
         if data == chunks.DONE_DATA:
-            if not self._verified:
-                raise Diverged("the replay ended before the answer's last delivered token")
+            if not self._delivered.finished(self._prepared.choices):
+                raise EngineFailed({"message": "[DONE] without a finish_reason"})
             self._delivered.done = True
             return chunks.DONE
         chunk = chunks.decode(data)

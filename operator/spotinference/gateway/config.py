@@ -24,7 +24,6 @@ class GatewaySettings(BaseSettings):
     kubeconfig: Path | None = None
     announce: Path | None = None
     id: str | None = None
-    engine_port: int = Field(default=8000, ge=1, le=65535)
 
     # --- what a client may send -----------------------------------------------------------------
     max_body_bytes: int = 32 * 1024 * 1024

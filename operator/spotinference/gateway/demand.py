@@ -8,7 +8,6 @@ moot; a Lease that cannot be deleted expires by itself.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
 from typing import Protocol
 
 import structlog
@@ -61,9 +60,9 @@ class DemandWriter:
         self._wakeups: dict[TierRef, asyncio.Event] = {}
         self._parking: Parking | None = None
 
-    def bind(self, parking: Parking) -> Callable[[TierRef, int], None]:
+    def bind(self, parking: Parking) -> None:
+        """Where the numbers come from; Parking is made with `count_changed` first."""
         self._parking = parking
-        return self.count_changed
 
     def count_changed(self, ref: TierRef, parked: int) -> None:
         """Called by Parking at every change; starts or wakes the tier's task."""
@@ -104,6 +103,9 @@ class DemandWriter:
                 except TimeoutError:
                     continue
             await self._withdraw(ref)
+        except Exception:  # the outermost frame of this task
+            self._metrics.bugs.inc()
+            log.exception("demand.bug", tier=str(ref))
         finally:
             del self._tasks[ref]
             del self._wakeups[ref]

@@ -126,7 +126,7 @@ class GatewayError(Exception):
 def table() -> str:
     """The error table in Markdown, as it stands in the docs."""
     lines = ["| code | status | type | x-should-retry | meaning |", "|---|---|---|---|---|"]
-    shown = {True: "true", False: "false", None: "–"}
+    shown = {True: "true", False: "false", None: "-"}
     for code in Code:
         row = code.value
         lines.append(

@@ -44,8 +44,7 @@ class Replica:
 class Replicas:
     """All replicas of all tiers; `on_routable` is called the moment one can take work."""
 
-    def __init__(self, port: int) -> None:
-        self._port = port
+    def __init__(self) -> None:
         self._by_tier: dict[TierRef, dict[str, Replica]] = {}
         self.on_routable: Callable[[TierRef], None] | None = None
 
@@ -67,12 +66,15 @@ class Replicas:
                 tier=ref,
                 name=after["metadata"]["name"],
                 uid=uid,
-                base_url=f"http://{f'[{ip}]' if ':' in ip else ip}:{self._port}",
+                base_url=f"http://{f'[{ip}]' if ':' in ip else ip}:{_port(after)}",
                 fingerprint=_fingerprint(after),
             )
             self._by_tier[ref][uid] = replica
         was = replica.routable
-        replica.ready = _ready(after)
+        ready = _ready(after)
+        if ready and not replica.ready:
+            replica.ejected = False  # the kubelet's probe says more than an old failure
+        replica.ready = ready
         if replica.routable and not was:
             self._routable(replica)
 
@@ -144,10 +146,22 @@ def _ready(pod: Json) -> bool:
     )
 
 
-def _fingerprint(pod: Json) -> str:
-    """The engine's image and model path, which holds the commit of the weights."""
+def _engine(pod: Json) -> Json:
     for container in pod["spec"].get("containers") or ():
         if container.get("name") == names.ENGINE_CONTAINER:
-            model = (container.get("args") or [""])[0]
-            return f"{container.get('image')} {model}"
-    return ""
+            found: Json = container
+            return found
+    return {}
+
+
+def _port(pod: Json) -> int:
+    for port in _engine(pod).get("ports") or ():
+        if port.get("name") == names.ENGINE_PORT_NAME:
+            return int(port["containerPort"])
+    return names.ENGINE_PORT
+
+
+def _fingerprint(pod: Json) -> str:
+    """The engine's image and model path, which holds the commit of the weights."""
+    engine = _engine(pod)
+    return f"{engine.get('image')} {(engine.get('args') or [''])[0]}"

@@ -1,0 +1,60 @@
+"""`spotinference gateway run`: the OpenAI-compatible gateway as a process."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+import uvloop
+
+from spotinference import errors, logs
+from spotinference.gateway.app import run as run_gateway
+from spotinference.gateway.config import GatewaySettings
+
+app = typer.Typer(no_args_is_help=True, help="Run the OpenAI-compatible gateway.")
+
+
+@app.callback()
+def gateway() -> None:
+    """Run the OpenAI-compatible gateway."""
+
+
+@app.command()
+def run(
+    keys_file: Annotated[
+        Path | None, typer.Option(help="API keys, as a Secret mounts them.")
+    ] = None,
+    kubeconfig: Annotated[Path | None, typer.Option(help="Default: in-cluster.")] = None,
+    host: Annotated[str | None, typer.Option(help="Address to listen on.")] = None,
+    port: Annotated[int | None, typer.Option(help="Client port; 0 chooses one.")] = None,
+    metrics_port: Annotated[
+        int | None, typer.Option(help="Health and metrics port; 0 chooses one.")
+    ] = None,
+    identity: Annotated[
+        str | None, typer.Option("--id", help="Name in demand Leases; default: the host name.")
+    ] = None,
+    announce: Annotated[
+        Path | None, typer.Option(help="Write the addresses in use to this file, as JSON.")
+    ] = None,
+    log_level: Annotated[str, typer.Option(help="debug, info, warning or error.")] = "info",
+) -> None:
+    """Serve until SIGTERM; then finish running answers and exit."""
+    given = {
+        "keys_file": keys_file,
+        "kubeconfig": kubeconfig,
+        "host": host,
+        "port": port,
+        "metrics_port": metrics_port,
+        "id": identity,
+        "announce": announce,
+    }
+    logs.setup(level=log_level)
+    settings = GatewaySettings(**{k: v for k, v in given.items() if v is not None})  # type: ignore[arg-type]
+    try:
+        uvloop.run(run_gateway(settings))
+    except* errors.SpotinferenceError as group:
+        first: BaseException = group
+        while isinstance(first, BaseExceptionGroup):
+            first = first.exceptions[0]
+        raise first from None

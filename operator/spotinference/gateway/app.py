@@ -1,0 +1,193 @@
+"""The composition root of the gateway: what there is, and in what order it starts and stops."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import socket
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+
+import aiohttp
+import structlog
+from aiohttp import web
+
+from spotinference import errors
+from spotinference.api import names
+from spotinference.api.kinds import POD, TIER
+from spotinference.clients.clock import Clock, SystemClock
+from spotinference.clients.kube import Kube
+from spotinference.clients.reflector import Reflector
+from spotinference.core.observed import TierRef
+from spotinference.gateway import announce, exchange
+from spotinference.gateway.catalogue import Catalogue, Tier
+from spotinference.gateway.config import GatewaySettings
+from spotinference.gateway.demand import DemandWriter
+from spotinference.gateway.engines import ENGINE_KEEPALIVE_S, Engines
+from spotinference.gateway.exchange import Context
+from spotinference.gateway.keys import KeyRing
+from spotinference.gateway.listener import Listener
+from spotinference.gateway.metrics import Metrics
+from spotinference.gateway.parking import Parking
+from spotinference.gateway.replicas import Replicas
+from spotinference.gateway.server import Server
+
+log = structlog.get_logger(__name__)
+
+FIELD_MANAGER = "spotinference-gateway"
+ENGINE_SELECTOR = (
+    f"{names.LABEL_MANAGED_BY}={names.MANAGED_BY},{names.LABEL_ROLE}={names.ROLE_ENGINE}"
+)
+WARM_S = 8.0
+"""A pooled connection to the API server lives 15 s idle; demand must not wait for a handshake."""
+BACKLOG = 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Running:
+    """A gateway that serves; where, and the parts that tests look at."""
+
+    http: str
+    metrics_url: str
+    context: Context
+    server: Server
+
+
+@asynccontextmanager
+async def running(
+    settings: GatewaySettings, kube: Kube, clock: Clock | None = None
+) -> AsyncIterator[Running]:
+    """Serves while the block runs; drains on its end. A task that dies ends the block."""
+    if settings.keys_file is None:
+        raise errors.ConfigInvalid("no keys file: pass --keys-file FILE")
+    keys = KeyRing(settings.keys_file)
+    keys.load()
+    clock = clock or SystemClock()
+    metrics = Metrics()
+    catalogue = Catalogue()
+    replicas = Replicas()
+    tiers = Reflector(kube, TIER, on_change=catalogue.changed)
+    pods = Reflector(kube, POD, label_selector=ENGINE_SELECTOR, on_change=replicas.changed)
+    demand = DemandWriter(
+        kube=kube,
+        gateway_id=settings.id or socket.gethostname(),
+        clock=clock,
+        catalogue=catalogue,
+        settings=settings,
+        metrics=metrics,
+    )
+    parking = Parking(settings, demand.count_changed)
+    demand.bind(parking)
+    replicas.on_routable = parking.release
+    catalogue.on_change = _ends_waits(parking)
+    connector = aiohttp.TCPConnector(
+        limit=settings.engine_connections,
+        keepalive_timeout=ENGINE_KEEPALIVE_S,
+        use_dns_cache=False,
+    )
+    async with (
+        aiohttp.ClientSession(
+            connector=connector, auto_decompress=False, cookie_jar=aiohttp.DummyCookieJar()
+        ) as session,
+        asyncio.TaskGroup() as tasks,
+    ):
+        engines = Engines(session, replicas, settings, metrics, tasks.create_task)
+        context = Context(settings, clock, catalogue, replicas, parking, engines, metrics)
+
+        def why_not_ready() -> str | None:
+            if not tiers.synced:
+                return "tiers are not listed yet"
+            return None if pods.synced else "pods are not listed yet"
+
+        server = Server(context, keys, why_not_ready)
+        front = Listener(server.handle, settings)
+        background = [
+            tasks.create_task(part, name=name)
+            for name, part in (
+                ("tiers", tiers.run()),
+                ("pods", pods.run()),
+                ("keys", keys.follow(settings.keys_poll_s)),
+                ("sweep", front.sweep()),
+                ("warm", _keep_warm(kube)),
+            )
+        ]
+        runner = web.ServerRunner(front, shutdown_timeout=1.0)
+        side = web.ServerRunner(
+            web.Server(server.handle_operational, access_log=None), shutdown_timeout=1.0
+        )
+        await runner.setup()
+        await side.setup()
+        site = web.TCPSite(runner, settings.host, settings.port, backlog=BACKLOG)
+        side_site = web.TCPSite(side, settings.host, settings.metrics_port)
+        try:
+            await site.start()
+            await side_site.start()
+            yield Running(_url(runner), _url(side), context, server)
+            server.stopping = True
+            await site.stop()
+            await server.drain(settings.drain_s)
+        finally:
+            await demand.close()
+            await runner.cleanup()
+            await side.cleanup()
+            for task in background:
+                task.cancel()
+            engines.close()
+
+
+def _ends_waits(parking: Parking) -> Callable[[TierRef, Tier | None], None]:
+    """Requests that wait for a tier that was deleted or paused are told so at once."""
+    last: dict[TierRef, Tier] = {}
+
+    def changed(ref: TierRef, tier: Tier | None) -> None:
+        if tier is None:
+            gone = last.pop(ref, None)
+            if gone is not None:
+                parking.fail(ref, lambda: exchange.tier_deleted(gone))
+            return
+        last[ref] = tier
+        if tier.spec.paused:
+            parking.fail(ref, lambda: exchange.tier_paused(tier))
+
+    return changed
+
+
+async def _keep_warm(kube: Kube) -> None:
+    """One cheap read now and then keeps a connection to the API server open."""
+    while True:
+        await asyncio.sleep(WARM_S)
+        try:
+            await kube.list(TIER, field_selector="metadata.name=spotinference-keep-warm")
+        except errors.SpotinferenceError as error:
+            log.debug("warm.failed", error=str(error))
+
+
+def _url(runner: web.ServerRunner) -> str:
+    host, port = runner.addresses[0][:2]
+    shown = "127.0.0.1" if host in {"0.0.0.0", "::"} else host
+    return f"http://{f'[{shown}]' if ':' in shown else shown}:{port}"
+
+
+async def run(settings: GatewaySettings) -> None:
+    """The process: until SIGTERM or SIGINT, then drains."""
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    async with (
+        await Kube.connect(field_manager=FIELD_MANAGER, kubeconfig=settings.kubeconfig) as kube,
+        running(settings, kube) as gateway,
+    ):
+        if settings.announce is not None:
+            announce.write(
+                settings.announce,
+                {
+                    "http": gateway.http,
+                    "metrics": f"{gateway.metrics_url}/metrics",
+                    "probes": gateway.metrics_url,
+                },
+            )
+        log.info("gateway.serving", http=gateway.http, operational=gateway.metrics_url)
+        await stop.wait()
+        log.info("gateway.draining", at_most_s=settings.drain_s)

@@ -1,0 +1,221 @@
+"""Talks to engine pods: opens an answer, tells apart the ways in which that fails, probes back."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Callable, Coroutine
+from contextlib import asynccontextmanager
+
+import aiohttp
+import orjson
+import structlog
+
+from spotinference.api.kinds import Json
+from spotinference.gateway.config import GatewaySettings
+from spotinference.gateway.metrics import Metrics
+from spotinference.gateway.replicas import Replica, Replicas
+
+log = structlog.get_logger(__name__)
+
+ENGINE_KEEPALIVE_S = 4.0
+"""Below uvicorn's 5 s: a connection that the engine is about to close is not used again."""
+MAX_ERROR_BYTES = 64 * 1024
+MAX_MODELS_BYTES = 1024 * 1024
+_SHUTDOWN = b"cannot schedule new futures after shutdown"
+
+Spawn = Callable[[Coroutine[None, None, None]], object]
+
+
+class Unreachable(Exception):
+    """No connection: nothing was sent, another replica may be asked."""
+
+
+class Busy(Exception):
+    """The engine's queue is full."""
+
+
+class Draining(Exception):
+    """The engine is shutting down and takes nothing new (vLLM says so with a 500)."""
+
+
+class Lost(Exception):
+    """The connection broke, fell silent or ended before the answer did."""
+
+
+class Failed(Exception):
+    """The engine answered with a server error, or not in its protocol."""
+
+
+class Refused(Exception):
+    """The engine finds the request wrong (4xx): the client's answer."""
+
+    def __init__(self, status: int, body: bytes) -> None:
+        super().__init__(f"{status}")
+        self.status = status
+        self.body = body
+
+
+class Engines:
+    def __init__(
+        self,
+        session: aiohttp.ClientSession,
+        replicas: Replicas,
+        settings: GatewaySettings,
+        metrics: Metrics,
+        spawn: Spawn,
+    ) -> None:
+        self._session = session
+        self._replicas = replicas
+        self._settings = settings
+        self._metrics = metrics
+        self._spawn = spawn
+        self._closed = asyncio.Event()
+
+    def close(self) -> None:
+        """Ends the probing of ejected replicas."""
+        self._closed.set()
+
+    @asynccontextmanager
+    async def answer(
+        self, replica: Replica, path: str, body: bytes, *, request_id: str, stream: bool
+    ) -> AsyncIterator[aiohttp.ClientResponse]:
+        """The engine's 200, its body unread; while it is open the replica counts it.
+
+        When the replica leaves the cluster, reading fails at once.
+        """
+        replica.outstanding += 1
+        try:
+            response = await self._post(replica, path, body, request_id)
+            drop = response.close
+            replica.on_gone.add(drop)
+            try:
+                await self._check(response, stream=stream)
+                yield response
+            finally:
+                replica.on_gone.discard(drop)
+                # Not release(): an answer that was not read to its end must be aborted.
+                if not (response.content.at_eof() and not response.closed):
+                    response.close()
+        finally:
+            replica.outstanding -= 1
+
+    async def _post(
+        self, replica: Replica, path: str, body: bytes, request_id: str
+    ) -> aiohttp.ClientResponse:
+        settings = self._settings
+        timeout = aiohttp.ClientTimeout(
+            total=None,
+            sock_connect=settings.connect_timeout_s,
+            sock_read=settings.first_byte_timeout_s,
+        )
+        try:
+            return await self._session.post(
+                replica.base_url + path,
+                data=body,
+                headers={"Content-Type": "application/json", "X-Request-Id": request_id},
+                timeout=timeout,
+                allow_redirects=False,
+            )
+        except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError) as error:
+            raise Unreachable(f"{replica.name}: {error}") from error
+        except TimeoutError as error:
+            raise Lost(f"{replica.name}: no answer began") from error
+        except (aiohttp.ClientError, OSError) as error:
+            raise Lost(f"{replica.name}: {type(error).__name__}: {error}") from error
+
+    async def _check(self, response: aiohttp.ClientResponse, *, stream: bool) -> None:
+        status = response.status
+        if status == 200:
+            expected = "text/event-stream" if stream else "application/json"
+            if response.content_type != expected:
+                raise Failed(f"a 200 of type {response.content_type!r}, not {expected!r}")
+            if response.headers.get("Content-Encoding", "identity") != "identity":
+                raise Failed("a compressed answer that was not asked for")
+            return
+        body = await _bounded(response, MAX_ERROR_BYTES)
+        if status in {408, 429, 503}:
+            raise Busy(f"status {status}")
+        if status == 500 and _SHUTDOWN in body:
+            raise Draining
+        if 400 <= status < 500 and status not in {401, 403, 407}:
+            raise Refused(status, body)
+        raise Failed(f"status {status}")
+
+    async def max_model_len(self, replica: Replica) -> int:
+        """The context window that the engine reports; `Lost` or `Failed` when it does not."""
+        try:
+            async with (
+                asyncio.timeout(self._settings.connect_timeout_s * 2),
+                self._session.get(
+                    replica.base_url + "/v1/models", allow_redirects=False
+                ) as response,
+            ):
+                models = orjson.loads(await _bounded(response, MAX_MODELS_BYTES))
+                return int(models["data"][0]["max_model_len"])
+        except (aiohttp.ClientError, OSError, TimeoutError) as error:
+            raise Lost(f"{replica.name}: /v1/models: {error}") from error
+        except (ValueError, KeyError, IndexError, TypeError) as error:
+            raise Failed(f"{replica.name}: /v1/models without max_model_len") from error
+
+    def eject(self, replica: Replica, *, pause_s: float | None = None) -> None:
+        """Takes a replica that cannot be reached out of routing and probes it back."""
+        if not self._replicas.eject(replica):
+            return
+        self._metrics.ejections.inc()
+        settings = self._settings
+        pause = settings.eject_s * 2 ** (replica.failures - 1) if pause_s is None else pause_s
+        pause = min(pause, settings.eject_max_s)
+        log.warning("replica.ejected", tier=str(replica.tier), pod=replica.name, for_s=pause)
+        self._spawn(self._probe_back(replica, pause))
+
+    async def _probe_back(self, replica: Replica, pause_s: float) -> None:
+        while True:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(pause_s):
+                    await self._closed.wait()
+            if self._closed.is_set():
+                return
+            if not replica.ejected or replica not in self._replicas.of(replica.tier):
+                return
+            if await self._healthy(replica):
+                replica.failures = 0
+                self._replicas.readmit(replica)
+                return
+            pause_s = min(pause_s * 2, self._settings.eject_max_s)
+
+    async def _healthy(self, replica: Replica) -> bool:
+        try:
+            async with (
+                asyncio.timeout(self._settings.connect_timeout_s),
+                self._session.get(replica.base_url + "/health", allow_redirects=False) as response,
+            ):
+                return response.status == 200
+        except (aiohttp.ClientError, OSError, TimeoutError):
+            return False
+
+
+async def _bounded(response: aiohttp.ClientResponse, limit: int) -> bytes:
+    """The body, cut at `limit`."""
+    body = bytearray()
+    try:
+        async for part in response.content.iter_any():
+            body += part
+            if len(body) >= limit:
+                break
+    except (aiohttp.ClientError, OSError, TimeoutError) as error:
+        raise Lost(f"{type(error).__name__}: {error}") from error
+    return bytes(body[:limit])
+
+
+def error_message(body: bytes) -> tuple[str, str | None]:
+    """Message and param of an engine's own error, whatever its shape."""
+    try:
+        decoded: Json = orjson.loads(body)
+        error = decoded.get("error", decoded)
+        if isinstance(error, dict):
+            param = error.get("param")
+            return str(error.get("message") or error)[:2000], str(param) if param else None
+        return str(error)[:2000], None
+    except (ValueError, AttributeError):
+        return "The engine refused the request.", None

@@ -1,0 +1,545 @@
+"""One request from arrival to its last byte: wait for a replica, try, carry on after a loss.
+
+`Exchange.run` is the way of every request; what a loss means is decided in `core.continuation`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+from dataclasses import dataclass
+
+import aiohttp
+import orjson
+import structlog
+from aiohttp import web
+
+from spotinference.clients.clock import Clock
+from spotinference.core import chunks, continuation
+from spotinference.core.chunks import Identity
+from spotinference.core.continuation import Class, Ending, Next, Prepared, Refusal
+from spotinference.core.delivered import Delivered
+from spotinference.core.splice import Diverged, EngineFailed, Splice
+from spotinference.core.stream import EventTooLong, Framer, events
+from spotinference.gateway import engines
+from spotinference.gateway.catalogue import Catalogue, Tier
+from spotinference.gateway.config import GatewaySettings
+from spotinference.gateway.engines import (
+    Busy,
+    Draining,
+    Engines,
+    Failed,
+    Lost,
+    Refused,
+    Unreachable,
+)
+from spotinference.gateway.errors import Code, GatewayError
+from spotinference.gateway.metrics import Metrics
+from spotinference.gateway.parking import Parking, Ticket
+from spotinference.gateway.replicas import Replica, Replicas
+from spotinference.gateway.reply import Reply
+
+log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Context:
+    """What every exchange works with; made in the composition root."""
+
+    settings: GatewaySettings
+    clock: Clock
+    catalogue: Catalogue
+    replicas: Replicas
+    parking: Parking
+    engines: Engines
+    metrics: Metrics
+
+
+class Exchange:
+    def __init__(
+        self,
+        context: Context,
+        http: web.BaseRequest,
+        tier: Tier,
+        prepared: Prepared,
+        *,
+        request_id: str,
+        body_bytes: int,
+    ) -> None:
+        self._context = context
+        self._tier = tier
+        self._prepared = prepared
+        self._id = request_id
+        self._ticket: Ticket = context.parking.ticket(context.clock.now(), body_bytes)
+        self._reply = Reply(http, context.settings, request_id)
+        self._delivered = Delivered(prepared.endpoint)
+        self._who: Identity | None = None
+        """set when a chunk of ours had to go out before the engine's first"""
+        self._arrived = time.monotonic()
+        self._waiting_since: float | None = self._arrived
+        self._lost_at: float | None = None
+        self._fingerprint: str | None = None
+        self._avoid: set[str] = set()
+        self._busy: set[str] = set()
+        self._admitted = False
+        self._attempts = 0
+        self._losses = 0
+
+    # --- the way of a request -------------------------------------------------------------------
+
+    async def run(self) -> web.StreamResponse:
+        """Answers; a `GatewayError` after the first byte becomes an event and an abort."""
+        try:
+            if not self._prepared.stream:
+                return await self._plain()
+            await self._stream()
+            return await self._reply.finish()
+        except GatewayError as error:
+            if not self._reply.begun:
+                raise
+            log.warning(
+                "answer.aborted", tier=str(self._tier.ref), id=self._id, code=error.code.wire,
+                error=error.message,
+            )  # fmt: skip
+            return await self._reply.abort(error)
+        except asyncio.CancelledError as cancelled:
+            if self._reply.begun and cancelled.args == (STOPPING,):
+                await self._reply.abort(stopping())
+            raise
+
+    @property
+    def aborted(self) -> bool:
+        return self._reply.aborted
+
+    async def _plain(self) -> web.StreamResponse:
+        """Nothing is sent before the answer is whole, so every failure may be tried elsewhere."""
+        body = orjson.dumps(self._prepared.body)
+        while True:
+            replica = await self._acquire()
+            try:
+                answer = await self._fetch(replica, body)
+            except _FAILURES as failure:
+                await self._failed(replica, failure)
+                continue
+            self._first_byte()
+            return web.Response(
+                body=answer,
+                content_type="application/json",
+                headers={"x-request-id": self._id, "Cache-Control": "no-store"},
+            )
+
+    async def _fetch(self, replica: Replica, body: bytes) -> bytes:
+        limit = self._context.settings.max_answer_bytes
+        answer = bytearray()
+        async with self._context.engines.answer(
+            replica, self._prepared.endpoint, body, request_id=self._attempt_id(), stream=False
+        ) as response:
+            try:
+                async for part in response.content.iter_any():
+                    answer += part
+                    if len(answer) > limit:
+                        raise Failed(f"an answer of more than {limit} bytes")
+            except (aiohttp.ClientError, OSError, TimeoutError) as error:
+                raise Lost(f"{replica.name}: {type(error).__name__}: {error}") from error
+        decoded = chunks.decode(bytes(answer))  # a cut answer may look like a whole one to HTTP
+        if decoded is None:
+            raise Lost(f"{replica.name}: the answer is not whole")
+        if any(c.get("finish_reason") in {"abort", "error"} for c in decoded.get("choices") or ()):
+            raise Lost(f"{replica.name}: the engine aborted the answer")
+        return bytes(answer)
+
+    async def _stream(self) -> None:
+        request: Next | None = None
+        whole = False
+        while True:
+            replica = await self._acquire()
+            try:
+                await self._attempt(replica, request)
+            except Diverged as error:
+                if whole or request is None or request.kind is not Class.TOKEN:
+                    self._count(request, "diverged")
+                    raise GatewayError(
+                        Code.CONTINUATION_DIVERGED, f"The answer cannot be continued: {error}."
+                    ) from error
+                whole = True
+            except _FAILURES as failure:
+                await self._failed(replica, failure)
+            else:
+                return
+            if not self._delivered_anything():
+                continue
+            match continuation.plan(self._prepared, self._delivered, whole=whole):
+                case Ending(rest):
+                    await self._reply.write(rest)
+                    return
+                case Refusal(reason):
+                    self._context.metrics.continuations.labels("refused", "refused").inc()
+                    raise GatewayError(
+                        Code.NOT_CONTINUABLE,
+                        f"The replica was lost and the answer cannot be continued: {reason}.",
+                    )
+                case Next() as request:
+                    self._context.metrics.replayed_tokens.labels(self._tier.ref.name).inc(
+                        len(request.expect_ids)
+                    )
+
+    def _delivered_anything(self) -> bool:
+        """Chunks of the engine, or a chunk of ours that fixed the answer's id."""
+        self._delivered.settle()
+        return self._delivered.identity is not None or self._delivered.substance
+
+    # --- one attempt ----------------------------------------------------------------------------
+
+    def _attempt_id(self) -> str:
+        """The engine's id of this attempt: two attempts must not meet as one on a replica."""
+        self._attempts += 1
+        return self._id if self._attempts == 1 else f"{self._id}-{self._attempts}"
+
+    async def _attempt(self, replica: Replica, request: Next | None) -> None:
+        """Returns when the answer is complete."""
+        body = self._prepared.body
+        if request is not None:
+            body = request.body
+            if request.needs_max_tokens:
+                limit = self._tier.spec.engine.max_model_len
+                if limit is None:
+                    limit = await self._context.engines.max_model_len(replica)
+                body = continuation.with_max_tokens(request, limit)
+        path = request.path if request is not None else self._prepared.endpoint.value
+        async with self._context.engines.answer(
+            replica, path, orjson.dumps(body), request_id=self._attempt_id(), stream=True
+        ) as response:
+            try:
+                if request is None and self._who is None:
+                    await self._relay(replica, response)
+                else:
+                    await self._splice(replica, response, request)
+            except (aiohttp.ClientError, TimeoutError) as error:
+                raise Lost(f"{replica.name}: {type(error).__name__}: {error}") from error
+
+    async def _relay(self, replica: Replica, response: aiohttp.ClientResponse) -> None:
+        """The way of every token: whole events, their bytes as they are but for hidden ids."""
+        framer = Framer()
+        first = True
+        async for data in response.content.iter_any():
+            whole = framer.feed(data)
+            if not whole:
+                continue
+            done = whole.endswith(chunks.DONE)
+            if not chunks.sound(whole):  # [DONE] is not: it ends the answer or it does not
+                await self._with_care(replica, whole)
+                if done:
+                    return
+                continue
+            if first:
+                first = False
+                await self._began(replica, response)
+            await self._forward(whole)
+        self._delivered.settle()
+        if not self._delivered.done:
+            raise Lost(f"{replica.name}: the stream ended without [DONE]")
+
+    async def _forward(self, raw: bytes) -> None:
+        self._delivered.record(raw)
+        await self._reply.write(
+            chunks.hide_token_ids(raw) if self._prepared.hide_token_ids else raw
+        )
+
+    async def _with_care(self, replica: Replica, whole: bytes) -> None:
+        """Events that end the answer, or among which an engine's error may be.
+
+        What comes before an error is the client's; a [DONE] only goes out after a finish_reason.
+        """
+        good: list[bytes] = []
+        failure: EngineFailed | None = None
+        for event in events(whole):
+            if event.data is None:
+                good.append(KEEP_ALIVE)
+                continue
+            raw = b"data: " + event.data + b"\n\n"
+            failure = None if event.data == chunks.DONE_DATA else _failure_in(event.data)
+            if failure is not None:
+                break
+            good.append(raw)
+        done = bool(good) and good[-1] == chunks.DONE
+        if done:
+            good.pop()
+        if any(raw is not KEEP_ALIVE for raw in good):
+            await self._began(replica, None)
+            self._delivered.record(b"".join(good))
+        if done and not self._delivered.finished(self._prepared.choices):
+            failure, done = EngineFailed({"message": "[DONE] without a finish_reason"}), False
+        self._delivered.done = done
+        if good or done:
+            out = b"".join(good) + (chunks.DONE if done else b"")
+            await self._reply.write(
+                chunks.hide_token_ids(out) if self._prepared.hide_token_ids else out
+            )
+        if failure is not None:
+            raise failure
+
+    async def _splice(
+        self, replica: Replica, response: aiohttp.ClientResponse, request: Next | None
+    ) -> None:
+        """Chunks of another replica become chunks of this answer."""
+        framer = Framer()
+        splice = Splice(self._prepared, self._delivered, request, self._who)
+        first = True
+        async for data in response.content.iter_any():
+            for event in events(framer.feed(data)):
+                if event.data is None:
+                    continue
+                out = splice.feed(event.data)
+                if not out:
+                    continue
+                if first:
+                    first = False
+                    await self._began(replica, response)
+                    self._count(request, "continued")
+                await self._reply.write(out)
+                if self._delivered.done:
+                    return
+        raise Lost(f"{replica.name}: the stream ended without [DONE]")
+
+    async def _began(self, replica: Replica, response: aiohttp.ClientResponse | None) -> None:
+        """The first new bytes of an attempt are about to go to the client."""
+        self._fingerprint = replica.fingerprint
+        self._waiting_since = None
+        self._losses = 0
+        self._busy.clear()
+        self._avoid.clear()
+        if response is not None and response.connection is not None:
+            protocol = response.connection.protocol
+            if protocol is not None:
+                protocol.read_timeout = self._context.settings.next_byte_timeout_s
+        self._first_byte()
+        if self._lost_at is not None:
+            stalled_s = time.monotonic() - self._lost_at
+            self._context.metrics.stall_seconds.labels(self._tier.ref.name).observe(stalled_s)
+            self._lost_at = None
+            log.info(
+                "answer.continued", tier=str(self._tier.ref), id=self._id, pod=replica.name,
+                stalled_s=round(stalled_s, 3),
+            )  # fmt: skip
+        if not self._reply.begun:
+            await self._reply.begin()
+
+    def _first_byte(self) -> None:
+        if not self._reply.begun:
+            self._context.metrics.first_byte_seconds.labels(self._tier.ref.name).observe(
+                time.monotonic() - self._arrived
+            )
+
+    def _count(self, request: Next | None, outcome: str) -> None:
+        kind = request.kind.value if request is not None else Class.RESTART.value
+        self._context.metrics.continuations.labels(kind, outcome).inc()
+
+    # --- failures -------------------------------------------------------------------------------
+
+    async def _failed(self, replica: Replica, failure: Exception) -> None:
+        """Returns when another attempt may be made; raises what the client is told."""
+        if self._attempts >= self._context.settings.max_attempts:
+            raise GatewayError(
+                Code.UPSTREAM_LOST, f"Gave up after {self._attempts} attempts: {failure}"
+            ) from failure
+        match failure:
+            case Unreachable():
+                self._context.engines.eject(replica)
+            case Draining():
+                self._context.engines.eject(replica, pause_s=self._context.settings.eject_max_s)
+            case Busy():
+                self._busy.add(replica.uid)
+            case Refused():
+                raise self._refused(failure) from failure
+            case EngineFailed() if _client_error(failure):
+                message, param = engines.error_message(orjson.dumps({"error": failure.error}))
+                raise GatewayError(Code.ENGINE_REFUSED, message, param=param) from failure
+            case _:
+                await self._lost(replica, failure)
+
+    async def _lost(self, replica: Replica, failure: Exception) -> None:
+        self._losses += 1
+        self._avoid = {replica.uid}
+        if self._waiting_since is None:  # bytes had been delivered: a new wait begins
+            self._waiting_since = self._lost_at = time.monotonic()
+            self._context.metrics.interruptions.labels(self._tier.ref.name).inc()
+        log.warning(
+            "replica.lost", tier=str(self._tier.ref), id=self._id, pod=replica.name,
+            losses=self._losses, error=str(failure)[:300],
+        )  # fmt: skip
+        if self._losses > self._context.settings.max_losses:
+            code = Code.ENGINE_FAILED if isinstance(failure, Failed) else Code.UPSTREAM_LOST
+            raise GatewayError(
+                code, f"{self._losses} replicas failed on this request, the last: {failure}"
+            ) from failure
+        if self._losses > 1:
+            await asyncio.sleep(random.uniform(0, 0.05 * 2**self._losses))
+
+    def _refused(self, failure: Refused) -> GatewayError:
+        message, param = engines.error_message(failure.body)
+        if self._delivered_anything():
+            return GatewayError(
+                Code.NOT_CONTINUABLE, f"The new replica refused the continuation: {message}"
+            )
+        if "maximum context length" in message or "max_model_len" in message:
+            return GatewayError(Code.CONTEXT_LENGTH_EXCEEDED, message, param=param)
+        return GatewayError(Code.ENGINE_REFUSED, message, param=param, status=failure.status)
+
+    # --- waiting for a replica ------------------------------------------------------------------
+
+    async def _acquire(self) -> Replica:
+        replicas = self._context.replicas
+        while True:
+            self._refresh()
+            for avoid in (self._busy | self._avoid, self._busy):
+                replica = replicas.pick(self._tier.ref, avoid=avoid, fingerprint=self._fingerprint)
+                if replica is not None:
+                    return replica
+            if replicas.pick(self._tier.ref) is None:
+                await self._park()
+            elif self._busy:
+                await self._all_busy()
+            else:
+                raise GatewayError(
+                    Code.NOT_CONTINUABLE,
+                    "The replicas that are left serve another revision of the model.",
+                )
+
+    def _refresh(self) -> None:
+        """The tier as it is now; deleted and paused ones end the wait."""
+        tier = self._context.catalogue.get(self._tier.ref)
+        if tier is None:
+            raise tier_deleted(self._tier)
+        if tier.spec.paused and not self._reply.begun:
+            raise tier_paused(tier)
+        self._tier = tier
+
+    async def _all_busy(self) -> None:
+        """Full queues everywhere: an error while that is possible, else a pause."""
+        if not self._reply.begun:
+            raise GatewayError(
+                Code.ENGINE_BUSY, "All replicas have full queues. Retry soon.", retry_after_s=1
+            )
+        if time.monotonic() >= self._deadline():
+            raise self._wake_timeout()
+        await asyncio.sleep(random.uniform(0.1, 0.5))
+        self._busy.clear()
+
+    def _deadline(self) -> float:
+        since = self._waiting_since if self._waiting_since is not None else time.monotonic()
+        return since + self._tier.cap_s
+
+    def _wake_timeout(self) -> GatewayError:
+        return GatewayError(
+            Code.WAKE_TIMEOUT,
+            f"No replica of {self._tier.names[0]!r} became ready within "
+            f"{self._tier.spec.wake.cap} (spec.wake.cap).",
+        )
+
+    async def _park(self) -> None:
+        """Until a replica may be there; `wake_timeout` at the cap."""
+        ref = self._tier.ref
+        parking = self._context.parking
+        started = time.monotonic()
+        released = parking.enter(self._tier, self._ticket, bounded=not self._admitted)
+        self._admitted = True
+        try:
+            if self._prepared.stream and self._tier.spec.wake.heartbeat != "off":
+                await self._beat(released)
+            await self._until(released, self._deadline())
+            if not released.done():
+                raise self._wake_timeout()
+            released.result()
+        finally:
+            parking.leave(ref, self._ticket)
+            if not released.cancel() and not released.cancelled():
+                released.exception()  # seen, whether or not it was raised here
+            self._context.metrics.parked_seconds.labels(ref.name).observe(
+                time.monotonic() - started
+            )
+
+    async def _beat(self, released: asyncio.Future[None]) -> None:
+        """Keeps a waiting stream alive; returns on release or at the cap."""
+        settings = self._context.settings
+        deadline = self._deadline()
+        if not self._reply.begun:
+            assert self._waiting_since is not None
+            await self._until(released, min(deadline, self._waiting_since + settings.fail_fast_s))
+            if released.done() or time.monotonic() >= deadline:
+                return
+            await self._reply.begin({"x-spotinference-eta": str(self._eta())})
+        empty_at = time.monotonic() + settings.empty_chunk_s
+        while not released.done() and time.monotonic() < deadline:
+            await self._reply.write(chunks.comment(f"waking eta_seconds={self._eta()}"))
+            if time.monotonic() >= empty_at:
+                empty_at += settings.empty_chunk_s
+                await self._reply.write(
+                    chunks.empty_chunk(self._prepared.endpoint, self._identity())
+                )
+            await self._until(released, min(deadline, time.monotonic() + settings.heartbeat_s))
+
+    def _identity(self) -> Identity:
+        """The answer's own; made here when a chunk must go out before the engine's first."""
+        self._delivered.settle()
+        if self._delivered.identity is not None:
+            return self._delivered.identity
+        if self._who is None:
+            self._who = Identity(
+                id=self._prepared.endpoint.id_prefix + self._id,
+                created=int(self._context.clock.now().timestamp()),
+                model=self._tier.names[0],
+            )
+        return self._who
+
+    def _eta(self) -> int:
+        tier = self._context.catalogue.get(self._tier.ref) or self._tier
+        waited_s = time.monotonic() - (self._waiting_since or time.monotonic())
+        return tier.eta_seconds(self._context.clock.now(), waited_s)
+
+    @staticmethod
+    async def _until(released: asyncio.Future[None], at: float) -> None:
+        """Waits for the release, at most until `at`."""
+        left = at - time.monotonic()
+        if left > 0 and not released.done():
+            await asyncio.wait([released], timeout=left)
+
+
+KEEP_ALIVE = b": keep-alive\n\n"
+STOPPING = "the gateway is stopping"
+_FAILURES = (Unreachable, Busy, Draining, Lost, Failed, Refused, EngineFailed, EventTooLong)
+
+
+def stopping() -> GatewayError:
+    return GatewayError(
+        Code.GATEWAY_STOPPING, "The gateway is shutting down. Retry.", retry_after_s=1
+    )
+
+
+def tier_deleted(tier: Tier) -> GatewayError:
+    return GatewayError(Code.TIER_DELETED, f"The tier {tier.names[0]!r} was deleted.")
+
+
+def tier_paused(tier: Tier) -> GatewayError:
+    return GatewayError(
+        Code.TIER_PAUSED,
+        f"The tier {tier.names[0]!r} is paused (spec.paused). Ask its owner to resume it.",
+    )
+
+
+def _failure_in(data: bytes) -> EngineFailed | None:
+    """The error that an event of the engine is, or the abort that it reports."""
+    chunk = chunks.decode(data)
+    if chunk is None:
+        return EngineFailed({"message": "a chunk that is not JSON"})
+    if (error := chunks.error_of(chunk)) is not None:
+        return EngineFailed(error)
+    choices = chunk.get("choices") or ()
+    if any(choice.get("finish_reason") in {"abort", "error"} for choice in choices):
+        return EngineFailed({})
+    return None
+
+
+def _client_error(failure: EngineFailed) -> bool:
+    code = failure.error.get("code")
+    return isinstance(code, int) and 400 <= code < 500

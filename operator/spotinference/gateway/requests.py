@@ -1,0 +1,123 @@
+"""Reads a client's request: bounded, in time, valid enough that it may wake a GPU."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+
+import orjson
+from aiohttp import web
+
+from spotinference.api.kinds import Json
+from spotinference.core.chunks import Endpoint
+from spotinference.gateway.config import GatewaySettings
+from spotinference.gateway.errors import Code, GatewayError
+
+MAX_MODEL_CHARS = 256
+MAX_STOPS = 64
+
+
+async def read_body(request: web.BaseRequest, settings: GatewaySettings) -> bytes:
+    """The whole body, before anything is parked: a client that leaves is then noticed at once."""
+    limit = settings.max_body_bytes
+    encoding = request.headers.get("Content-Encoding", "identity")
+    if encoding != "identity":
+        raise GatewayError(
+            Code.UNSUPPORTED_ENCODING, f"Content-Encoding {encoding[:40]!r}: send it uncompressed."
+        )
+    if (request.content_length or 0) > limit:
+        raise _too_large(limit)
+    body = bytearray()
+    try:
+        async with asyncio.timeout(settings.body_timeout_s):
+            async for part in request.content.iter_any():
+                body += part
+                if len(body) > limit:
+                    raise _too_large(limit)
+    except TimeoutError as error:
+        raise GatewayError(
+            Code.BODY_TIMEOUT, f"The body was not complete after {settings.body_timeout_s:g} s."
+        ) from error
+    return bytes(body)
+
+
+def _too_large(limit: int) -> GatewayError:
+    return GatewayError(Code.BODY_TOO_LARGE, f"The body is larger than {limit} bytes.")
+
+
+def parse(endpoint: Endpoint, raw: bytes) -> Json:
+    """The request as an object, its routing and sampling fields checked; else 400."""
+    try:
+        body = orjson.loads(raw)
+    except orjson.JSONDecodeError as error:
+        raise GatewayError(
+            Code.INVALID_REQUEST, f"The body is not JSON: {str(error)[:200]}"
+        ) from error
+    if not isinstance(body, dict):
+        raise GatewayError(Code.INVALID_REQUEST, "The body must be a JSON object.")
+    model = body.get("model")
+    if not isinstance(model, str) or not 0 < len(model) <= MAX_MODEL_CHARS:
+        raise _invalid("model", f"must be a string of 1 to {MAX_MODEL_CHARS} characters")
+    if endpoint is Endpoint.CHAT:
+        _check_messages(body.get("messages"))
+    else:
+        _check_prompt(body)
+    for name, (test, wording) in _FIELDS.items():
+        value = body.get(name)
+        if value is not None and not test(value):
+            raise _invalid(name, wording)
+    return body
+
+
+def _invalid(param: str, wording: str) -> GatewayError:
+    return GatewayError(Code.INVALID_REQUEST, f"{param}: {wording}.", param=param)
+
+
+def _check_messages(messages: object) -> None:
+    if not isinstance(messages, list) or not messages:
+        raise _invalid("messages", "must be a non-empty list")
+    for index, message in enumerate(messages):
+        if not isinstance(message, dict) or not isinstance(message.get("role"), str):
+            raise _invalid(f"messages[{index}]", "must be an object with a role")
+        content = message.get("content")
+        if content is not None and not isinstance(content, str | list):
+            raise _invalid(f"messages[{index}].content", "must be a string or a list of parts")
+
+
+def _check_prompt(body: Json) -> None:
+    prompt = body.get("prompt")
+    if prompt is None and body.get("prompt_embeds") is not None:
+        return
+    if not isinstance(prompt, str | list) or prompt == []:
+        raise _invalid("prompt", "must be a string, or a non-empty list of strings or token ids")
+
+
+def _whole(lowest: int) -> Callable[[object], bool]:
+    return lambda value: isinstance(value, int) and not isinstance(value, bool) and value >= lowest
+
+
+def _number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _stop(value: object) -> bool:
+    return isinstance(value, str) or (
+        isinstance(value, list)
+        and len(value) <= MAX_STOPS
+        and all(isinstance(item, str) for item in value)
+    )
+
+
+_FIELDS: dict[str, tuple[Callable[[object], bool], str]] = {
+    "stream": (lambda value: isinstance(value, bool), "must be true or false"),
+    "stream_options": (lambda value: isinstance(value, dict), "must be an object"),
+    "max_tokens": (_whole(0), "must be a whole number, 0 or more"),
+    "max_completion_tokens": (_whole(0), "must be a whole number, 0 or more"),
+    "min_tokens": (_whole(0), "must be a whole number, 0 or more"),
+    "n": (_whole(1), "must be a whole number, 1 or more"),
+    "seed": (_whole(-(2**63)), "must be a whole number of 64 bits"),
+    "temperature": (_number, "must be a number"),
+    "top_p": (_number, "must be a number"),
+    "stop": (_stop, f"must be a string or a list of at most {MAX_STOPS} strings"),
+}
+"""What the gateway itself relies on; the engine checks the rest."""

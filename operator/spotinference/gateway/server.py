@@ -1,0 +1,209 @@
+"""HTTP: exact paths, keys, errors; everything that happens before a request may touch a backend."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+from collections.abc import Awaitable, Callable
+
+import orjson
+import structlog
+from aiohttp import web
+
+from spotinference.api.keys import ApiKey
+from spotinference.core import continuation
+from spotinference.core.chunks import Endpoint
+from spotinference.gateway import exchange, metrics, requests
+from spotinference.gateway.catalogue import Tier
+from spotinference.gateway.errors import Code, GatewayError
+from spotinference.gateway.exchange import Context, Exchange
+from spotinference.gateway.keys import KeyRing
+
+log = structlog.get_logger(__name__)
+
+Handler = Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]
+REQUEST_ID_BYTES = 16
+SEED_BITS = 31
+
+
+class Server:
+    """The OpenAI-compatible front, and the operational port beside it."""
+
+    def __init__(self, context: Context, keys: KeyRing, ready: Callable[[], str | None]) -> None:
+        """`ready` gives the reason why not, or None."""
+        self._context = context
+        self._keys = keys
+        self._ready = ready
+        self.stopping = False
+        self._running: set[asyncio.Task[object]] = set()
+        self._routes: dict[tuple[str, str], Handler] = {
+            ("POST", Endpoint.CHAT.value): self._generate,
+            ("POST", Endpoint.COMPLETION.value): self._generate,
+            ("GET", "/v1/models"): self._models,
+            ("GET", "/healthz"): self._healthz,
+            ("GET", "/readyz"): self._readyz,
+            ("GET", "/metrics"): self._metrics,
+        }
+        self._operational = {
+            path: handler
+            for (_, path), handler in self._routes.items()
+            if path in {"/healthz", "/readyz", "/metrics"}
+        }
+
+    # --- entry points ---------------------------------------------------------------------------
+
+    async def handle(self, http: web.BaseRequest) -> web.StreamResponse:
+        """Every request of the client port."""
+        task = asyncio.current_task()
+        assert task is not None
+        self._running.add(task)
+        self._context.metrics.in_flight.inc()
+        request_id = secrets.token_hex(REQUEST_ID_BYTES)
+        http["request_id"] = request_id
+        try:
+            return await self._dispatch(http)
+        except GatewayError as error:
+            return self._refused(http, error)
+        except ConnectionError:
+            raise  # the client is gone; aiohttp closes what is left
+        except asyncio.CancelledError as cancelled:
+            if cancelled.args == (exchange.STOPPING,) and not http.get("begun"):
+                return self._refused(http, exchange.stopping())
+            raise
+        except Exception:  # the outermost frame of a request
+            self._context.metrics.bugs.inc()
+            log.exception("request.bug", id=request_id)
+            return self._refused(http, GatewayError(Code.INTERNAL_ERROR, "Internal error."))
+        finally:
+            self._running.discard(task)
+            self._context.metrics.in_flight.dec()
+
+    async def handle_operational(self, http: web.BaseRequest) -> web.StreamResponse:
+        """Health and metrics, on a port of their own."""
+        handler = self._operational.get(_path(http)) if http.method == "GET" else None
+        return await handler(http) if handler is not None else web.Response(status=404)
+
+    async def drain(self, timeout_s: float) -> None:
+        """Waits for running answers; those that are left get an error event and an abort."""
+        self.stopping = True
+        if self._running:
+            _, late = await asyncio.wait(list(self._running), timeout=timeout_s)
+            for task in late:
+                task.cancel(exchange.STOPPING)
+            if late:
+                log.warning("drain.cut", answers=len(late))
+                await asyncio.wait(late, timeout=3)
+
+    async def _dispatch(self, http: web.BaseRequest) -> web.StreamResponse:
+        handler = self._routes.get((http.method, _path(http)))
+        if handler is None:
+            raise GatewayError(Code.NOT_FOUND, "No such path and method.")
+        if any("_" in name for name in http.headers):
+            # WSGI-like peers read X_Y as X-Y: two readings of one header, so neither.
+            raise GatewayError(Code.INVALID_REQUEST, "Header names with underscores are not taken.")
+        return await handler(http)
+
+    def _refused(self, http: web.BaseRequest, error: GatewayError) -> web.Response:
+        self._context.metrics.requests.labels(
+            http.get("tier", metrics.OTHER), error.code.wire
+        ).inc()
+        response = web.Response(
+            body=error.body(),
+            status=error.status,
+            headers={**error.headers(), "x-request-id": http["request_id"]},
+        )
+        if error.status in {408, 413} or self.stopping:
+            response.force_close()
+        return response
+
+    # --- generation -----------------------------------------------------------------------------
+
+    async def _generate(self, http: web.BaseRequest) -> web.StreamResponse:
+        key = self._authenticated(http)
+        if self.stopping:
+            raise exchange.stopping()
+        endpoint = Endpoint(_path(http))
+        raw = await requests.read_body(http, self._context.settings)
+        body = requests.parse(endpoint, raw)
+        tier = self._tier(key, body["model"])
+        http["tier"] = tier.ref.name
+        prepared = continuation.prepare(
+            endpoint,
+            body,
+            seed=secrets.randbits(SEED_BITS),
+            enabled=tier.spec.interruption.continuation == "auto",
+            parsed=tier.reasoning,
+        )
+        run = Exchange(
+            self._context,
+            http,
+            tier,
+            prepared,
+            request_id=http["request_id"],
+            body_bytes=len(raw),
+        )
+        response = await run.run()
+        code = "aborted" if run.aborted else "ok"
+        self._context.metrics.requests.labels(tier.ref.name, code).inc()
+        return response
+
+    def _authenticated(self, http: web.BaseRequest) -> ApiKey:
+        return self._keys.authenticate(http.headers.getall("Authorization", []))
+
+    def _tier(self, key: ApiKey, model: str) -> Tier:
+        reason = self._ready()
+        if reason is not None and not self.stopping:
+            raise GatewayError(Code.GATEWAY_STARTING, f"Not ready: {reason}.", retry_after_s=1)
+        tier = self._context.catalogue.find(key.namespace, model)
+        if tier is None:
+            raise GatewayError(
+                Code.MODEL_NOT_FOUND,
+                f"The model {model!r} does not exist. GET /v1/models lists yours.",
+                param="model",
+            )
+        if tier.spec.paused:
+            raise exchange.tier_paused(tier)
+        return tier
+
+    # --- the rest -------------------------------------------------------------------------------
+
+    async def _models(self, http: web.BaseRequest) -> web.StreamResponse:
+        key = self._authenticated(http)
+        data = [
+            {
+                "id": name,
+                "object": "model",
+                "created": tier.created,
+                "owned_by": tier.ref.namespace,
+                "root": tier.names[0],
+                "parent": None if name == tier.names[0] else tier.names[0],
+                "max_model_len": tier.spec.engine.max_model_len,
+                "status": tier.phase.lower() or "unknown",
+                "revision": tier.revision,
+            }
+            for tier in sorted(self._context.catalogue.of(key.namespace), key=lambda t: t.ref)
+            for name in tier.names
+            if self._context.catalogue.find(key.namespace, name) is tier
+        ]
+        return _json({"object": "list", "data": data})
+
+    async def _healthz(self, _: web.BaseRequest) -> web.StreamResponse:
+        return web.Response(text="ok\n")
+
+    async def _readyz(self, _: web.BaseRequest) -> web.StreamResponse:
+        reason = "stopping" if self.stopping else self._ready()
+        return web.Response(text=f"{reason or 'ok'}\n", status=503 if reason else 200)
+
+    async def _metrics(self, _: web.BaseRequest) -> web.StreamResponse:
+        return web.Response(
+            body=self._context.metrics.render(), headers={"Content-Type": metrics.CONTENT_TYPE}
+        )
+
+
+def _path(http: web.BaseRequest) -> str:
+    """The path as it came, undecoded: only exact matches are served."""
+    return http.raw_path.partition("?")[0]
+
+
+def _json(value: object) -> web.Response:
+    return web.Response(body=orjson.dumps(value), content_type="application/json")
