@@ -1,4 +1,4 @@
-"""`spotinference crds`: print the CustomResourceDefinitions, or write the generated files."""
+"""`spotinference crds`: print the CustomResourceDefinitions, write or check generated files."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from typing import Annotated
 import typer
 import yaml
 
-from spotinference.api import crd
+from spotinference import errors
+from spotinference.api import crd, reference
 from spotinference.api.kinds import Json
 
 app = typer.Typer(no_args_is_help=True, help="Print or write the CustomResourceDefinitions.")
@@ -28,7 +29,7 @@ def print_() -> None:
 def write(
     root: Annotated[Path, typer.Option(help="The repository to write into.")] = Path(),
 ) -> None:
-    """Write the generated files of the repository: crds/*.yaml."""
+    """Write the generated files: crds/, the chart's copy of them, docs/reference/."""
     for path, text in generated().items():
         target = root / path
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -36,9 +37,27 @@ def write(
         typer.echo(f"wrote {target}")
 
 
+@app.command()
+def check(
+    root: Annotated[Path, typer.Option(help="The repository to look at.")] = Path(),
+) -> None:
+    """Fail when a generated file is not what the models say."""
+    stale = [path for path, text in generated().items() if _text(root / path) != text]
+    if stale:
+        raise errors.ConfigInvalid(f"out of date: {', '.join(stale)}; run `make crds`")
+
+
 def generated() -> dict[str, str]:
     """Repository path -> text of every generated file."""
-    return {f"crds/{name}": _HEADER + _yaml(body) for name, body in crd.definitions().items()}
+    definitions = {name: _HEADER + _yaml(body) for name, body in crd.definitions().items()}
+    return {
+        **{f"crds/{name}": text for name, text in definitions.items()},
+        **{f"docs/reference/{name}": text for name, text in reference.pages().items()},
+    }
+
+
+def _text(path: Path) -> str | None:
+    return path.read_text(encoding="utf-8") if path.exists() else None
 
 
 def _yaml(body: Json) -> str:

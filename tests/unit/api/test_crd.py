@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 
 from spotinference import assets
-from spotinference.api import crd
+from spotinference.api import crd, reference
 from spotinference.api.kinds import Json
 from spotinference.cli import crds
 
@@ -37,7 +37,12 @@ ALL = [
 
 @pytest.mark.parametrize("path", sorted(crds.generated()))
 def test_generated_files_are_what_the_models_say(path: str) -> None:
-    assert assets.find(path).read_text() == crds.generated()[path], "remedy: make crds"
+    root = assets.find("crds").parent
+    assert (root / path).read_text() == crds.generated()[path], "remedy: make crds"
+
+
+def test_every_condition_reason_phase_and_stage_is_explained() -> None:
+    assert "|  |" not in reference.pages()["conditions.md"]
 
 
 def test_every_field_is_described() -> None:
