@@ -140,7 +140,7 @@ async def _identity(kube: Kube, name: str) -> None:
 async def _established(kube: Kube, name: str) -> None:
     until = time.monotonic() + CRD_DEADLINE_S
     while time.monotonic() < until:
-        conditions = (await kube.get(CRD, name)).get("status", {}).get("conditions", [])
+        conditions = (await kube.get(CRD, name)).get("status", {}).get("conditions") or []
         by_type = {condition["type"]: condition for condition in conditions}
         if by_type.get("Established", {}).get("status") == "True":
             return
