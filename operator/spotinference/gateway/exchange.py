@@ -104,9 +104,11 @@ class Exchange:
             )  # fmt: skip
             return await self._reply.abort(error)
         except asyncio.CancelledError as cancelled:
-            if self._reply.begun and cancelled.args == (STOPPING,):
-                await self._reply.abort(stopping())
-            raise
+            if cancelled.args != (STOPPING,):
+                raise  # the client is gone
+            if not self._reply.begun:
+                raise stopping() from cancelled
+            return await self._reply.abort(stopping())
 
     @property
     def aborted(self) -> bool:

@@ -24,6 +24,8 @@ log = structlog.get_logger(__name__)
 Handler = Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]
 REQUEST_ID_BYTES = 16
 SEED_BITS = 31
+REQUEST_ID = web.RequestKey("request_id", str)
+TIER_NAME = web.RequestKey("tier_name", str)
 
 
 class Server:
@@ -59,7 +61,7 @@ class Server:
         self._running.add(task)
         self._context.metrics.in_flight.inc()
         request_id = secrets.token_hex(REQUEST_ID_BYTES)
-        http["request_id"] = request_id
+        http[REQUEST_ID] = request_id
         try:
             return await self._dispatch(http)
         except GatewayError as error:
@@ -67,7 +69,7 @@ class Server:
         except ConnectionError:
             raise  # the client is gone; aiohttp closes what is left
         except asyncio.CancelledError as cancelled:
-            if cancelled.args == (exchange.STOPPING,) and not http.get("begun"):
+            if cancelled.args == (exchange.STOPPING,):  # our own doing, at the end of the drain
                 return self._refused(http, exchange.stopping())
             raise
         except Exception:  # the outermost frame of a request
@@ -105,12 +107,12 @@ class Server:
 
     def _refused(self, http: web.BaseRequest, error: GatewayError) -> web.Response:
         self._context.metrics.requests.labels(
-            http.get("tier", metrics.OTHER), error.code.wire
+            http.get(TIER_NAME, metrics.OTHER), error.code.wire
         ).inc()
         response = web.Response(
             body=error.body(),
             status=error.status,
-            headers={**error.headers(), "x-request-id": http["request_id"]},
+            headers={**error.headers(), "x-request-id": http[REQUEST_ID]},
         )
         if error.status in {408, 413} or self.stopping:
             response.force_close()
@@ -126,7 +128,7 @@ class Server:
         raw = await requests.read_body(http, self._context.settings)
         body = requests.parse(endpoint, raw)
         tier = self._tier(key, body["model"])
-        http["tier"] = tier.ref.name
+        http[TIER_NAME] = tier.ref.name
         prepared = continuation.prepare(
             endpoint,
             body,
@@ -139,7 +141,7 @@ class Server:
             http,
             tier,
             prepared,
-            request_id=http["request_id"],
+            request_id=http[REQUEST_ID],
             body_bytes=len(raw),
         )
         response = await run.run()
