@@ -84,21 +84,24 @@ def api_key(paths: ClusterPaths) -> str:
 
 
 def storage_classes() -> list[Json]:
-    """`zonal`: RWO, where the pod starts; `shared`: RWX, everywhere. The node agent provisions."""
-    zonal = _object(STORAGE_CLASS.api_version, "StorageClass", "zonal")
-    zonal["metadata"]["annotations"] = {"storageclass.kubernetes.io/is-default-class": "true"}
-    zonal |= {
-        "provisioner": ZONAL_PROVISIONER,
-        "volumeBindingMode": "WaitForFirstConsumer",
-        "reclaimPolicy": "Delete",
-    }
+    """`shared`: RWX, everywhere. `zonal`: RWO, where its first pod starts. The agent provisions.
+
+    `shared` is the default, because a tier that says nothing about its cache asks for RWX.
+    """
     shared = _object(STORAGE_CLASS.api_version, "StorageClass", "shared")
+    shared["metadata"]["annotations"] = {"storageclass.kubernetes.io/is-default-class": "true"}
     shared |= {
         "provisioner": SHARED_PROVISIONER,
         "volumeBindingMode": "Immediate",
         "reclaimPolicy": "Delete",
     }
-    return [zonal, shared]
+    zonal = _object(STORAGE_CLASS.api_version, "StorageClass", "zonal")
+    zonal |= {
+        "provisioner": ZONAL_PROVISIONER,
+        "volumeBindingMode": "WaitForFirstConsumer",
+        "reclaimPolicy": "Delete",
+    }
+    return [shared, zonal]
 
 
 def gpu_pool(pool: PoolTopology) -> Json:
