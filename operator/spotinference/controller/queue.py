@@ -171,7 +171,7 @@ class WorkQueue:
         try:
             async with asyncio.timeout(self._limits.deadline_s):
                 again_s = await self._work(key)
-        except errors.Retryable as error:
+        except (errors.Retryable, TimeoutError) as error:
             self._retry(key, error)
         except Exception as error:  # the outermost frame of the loop
             log.exception("reconcile.bug", tier=str(key), error=str(error))

@@ -1,0 +1,138 @@
+"""The engine's metrics page: believed when sane, refused with a reason otherwise."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Awaitable, Callable
+
+import pytest
+from aiohttp import web
+from hypothesis import given
+from hypothesis import strategies as st
+
+from spotinference.clients import vllm
+from spotinference.clients.vllm import EngineClient, EngineLoad, ScrapeFailed, parse
+from spotinference.controller import probes
+
+PAGE = b"""\
+# HELP vllm:num_requests_running Number of requests in model execution batches.
+# TYPE vllm:num_requests_running gauge
+vllm:num_requests_running{engine="0",model_name="a b {c}"} 3.0
+vllm:num_requests_running{engine="1",model_name="a b {c}"} 2.0
+vllm:num_requests_waiting{engine="0",model_name="demo"} 7.0
+vllm:request_success_total{engine="0",finished_reason="stop",model_name="demo"} 40.0
+vllm:request_success_total{engine="0",finished_reason="length",model_name="demo"} 2.0
+vllm:time_to_first_token_seconds_bucket{le="+Inf"} NaN
+process_cpu_seconds_total 1.5
+"""
+
+
+def test_gauges_and_counters_are_summed_over_engines_and_reasons() -> None:
+    assert parse(PAGE) == EngineLoad(running=5, waiting=7, finished_total=42.0, rejected_total=0.0)
+
+
+@pytest.mark.parametrize(
+    ("line", "reason"),
+    [
+        (b"vllm:num_requests_waiting NaN", "nan"),
+        (b"vllm:num_requests_waiting +Inf", "nan"),
+        (b"vllm:num_requests_waiting -1", "negative"),
+        (b"vllm:num_requests_waiting many", "malformed"),
+        (b"vllm:num_requests_waiting", "malformed"),
+        (b"vllm:num_requests_waiting{engine=", "malformed"),
+        (b"vllm:num_requests_waiting 1e12", "absurd"),
+        (b"", "missing"),
+    ],
+)
+def test_a_lying_page_is_no_sample(line: bytes, reason: str) -> None:
+    with pytest.raises(ScrapeFailed) as failed:
+        parse(b"vllm:num_requests_running 1\n" + line + b"\n")
+    assert failed.value.reason == reason
+
+
+@given(st.binary(max_size=2000))
+def test_any_bytes_are_a_sane_load_or_a_counted_failure(noise: bytes) -> None:
+    reason, load = "", EngineLoad(0, 0, 0.0, 0.0)
+    try:
+        load = parse(PAGE + noise)
+    except ScrapeFailed as failed:
+        reason = failed.reason
+    assert reason in {"", "nan", "negative", "malformed", "absurd", "missing"}
+    assert load.running >= 0
+    assert load.waiting >= 0
+
+
+async def scrape(handler: Callable[[web.Request], Awaitable[web.StreamResponse]]) -> EngineLoad:
+    app = web.Application()
+    app.router.add_get("/metrics", handler)
+    runner, url = await probes.serve(app, "127.0.0.1", 0)
+    engines = EngineClient.open()
+    try:
+        return await engines.load("127.0.0.1", int(url.rpartition(":")[2]))
+    finally:
+        await engines.close()
+        await runner.cleanup()
+
+
+async def test_an_engine_is_read_over_http() -> None:
+    async def page(_: web.Request) -> web.Response:
+        return web.Response(body=PAGE)
+
+    assert (await scrape(page)).running == 5
+
+
+async def test_an_endless_page_is_cut_at_the_cap() -> None:
+    async def page(request: web.Request) -> web.StreamResponse:
+        response = web.StreamResponse()
+        await response.prepare(request)
+        for _ in range(2 * vllm.MAX_PAGE_BYTES // 65536):
+            await response.write(b"#" * 65535 + b"\n")
+        return response
+
+    with pytest.raises(ScrapeFailed) as failed:
+        await scrape(page)
+    assert failed.value.reason == "too_large"
+
+
+async def test_a_hanging_engine_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(vllm, "SCRAPE_DEADLINE_S", 0.2)
+    gone = asyncio.Event()
+
+    async def page(_: web.Request) -> web.Response:
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(gone.wait(), 5)
+        return web.Response()
+
+    async def load() -> None:
+        try:
+            await scrape(page)
+        finally:
+            gone.set()
+
+    with pytest.raises(ScrapeFailed) as failed:
+        await load()
+    assert failed.value.reason == "timeout"
+
+
+async def test_redirects_and_errors_are_no_samples() -> None:
+    async def elsewhere(_: web.Request) -> web.Response:
+        return web.Response(status=302, headers={"Location": "http://127.0.0.1:1/metrics"})
+
+    async def broken(_: web.Request) -> web.Response:
+        return web.Response(status=500, body=PAGE)
+
+    for page in (elsewhere, broken):
+        with pytest.raises(ScrapeFailed) as failed:
+            await scrape(page)
+        assert failed.value.reason == "status"
+
+
+async def test_nobody_there_is_a_connection_failure() -> None:
+    engines = EngineClient.open()
+    try:
+        with pytest.raises(ScrapeFailed) as failed:
+            await engines.load("127.0.0.1", 1)
+    finally:
+        await engines.close()
+    assert failed.value.reason == "connection"
