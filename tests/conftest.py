@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-pytest_plugins = ["tests.support.cluster"]
+pytest_plugins = ["tests.support.cluster", "tests.support.nodes"]
 
 LAYERS = ("unit", "properties", "golden", "gateway", "chart", "cluster", "engine")
 """In the order in which they run: what fails fast comes first."""

@@ -6,15 +6,23 @@ import asyncio
 import inspect
 import time
 from collections.abc import Awaitable, Callable
-from typing import TypeVar
+from typing import TypeVar, overload
 
 T = TypeVar("T")
 
 POLL_S = 0.05
 
 
+@overload
 async def eventually(
-    check: Callable[[], Awaitable[T] | T], deadline_s: float = 30, what: str = ""
+    check: Callable[[], Awaitable[T | None]], deadline_s: float = 30, what: str = ""
+) -> T: ...
+@overload
+async def eventually(
+    check: Callable[[], T | None], deadline_s: float = 30, what: str = ""
+) -> T: ...
+async def eventually(
+    check: Callable[[], Awaitable[T | None] | T | None], deadline_s: float = 30, what: str = ""
 ) -> T:
     """What `check` returns once it is true; retried while it is falsy or asserts wrongly.
 
@@ -25,7 +33,7 @@ async def eventually(
         last: object
         try:
             answer = check()
-            result: T = await answer if inspect.isawaitable(answer) else answer
+            result: T | None = await answer if inspect.isawaitable(answer) else answer
             if result:
                 return result
             last = result
