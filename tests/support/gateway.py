@@ -14,7 +14,7 @@ import asyncio
 import contextlib
 import itertools
 import json
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -147,7 +147,7 @@ class FakeKube(Kube):
         if (kind.kind, namespace or "", name) in self.objects:
             self.drop(kind, name, namespace or "")
 
-    def leases(self) -> list[Json]:
+    def leases(self) -> Sequence[Json]:
         return [body for (kind, _, _), body in self.objects.items() if kind == LEASE.kind]
 
 
@@ -328,7 +328,7 @@ async def bench(*, tokens_per_s: float = 0.0, **settings: Any) -> AsyncIterator[
         async with running(chosen, kube) as gateway:
             b = Bench(kube, chosen, gateway, keys_file, tokens_per_s=tokens_per_s)
             async with asyncio.timeout(5):
-                while gateway.server._ready() is not None:
+                while gateway.server._ready() is not None:  # noqa: ASYNC110
                     await asyncio.sleep(0.001)
             try:
                 yield b
@@ -420,7 +420,7 @@ async def stream(
         clean = True
         try:
             async for data in response.content.iter_any():
-                raw.append(data)
+                raw.append(data)  # noqa: PERF401 - what came before a cut counts
         except aiohttp.ClientError:
             clean = False
         return Seen(response.status, dict(response.headers), b"".join(raw), clean)

@@ -374,7 +374,7 @@ class _Stream:
                     left -= 1
                     continue  # vLLM sends no chunk for what has neither text nor tokens
                 chunk = writer.chunk(out)
-                if faulty and self._chunks >= fault.after_chunks:
+                if faulty and 0 <= fault.after_chunks <= self._chunks:
                     return await self._break(chunk)
                 await self._write(chunk)
                 self._chunks += 1

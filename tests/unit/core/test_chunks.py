@@ -1,0 +1,66 @@
+"""What is hidden, what is sound: judged on bytes, without parsing."""
+
+from __future__ import annotations
+
+import json
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from spotinference.api.kinds import Json
+from spotinference.core import chunks
+from spotinference.core.chunks import Endpoint, Identity
+
+TEXT = st.text(max_size=40) | st.sampled_from(
+    [
+        '"token_ids":[1,2]',
+        '\\"token_ids":[1]',
+        '{"error"',
+        '"finish_reason":"abort"',
+        "data: [DONE]",
+    ]
+)
+
+
+@given(TEXT, st.lists(st.integers(0, 200_000), max_size=8))
+def test_hiding_token_ids_changes_nothing_else(text: str, ids: list[int]) -> None:
+    chunk: Json = {
+        "choices": [{"delta": {"content": text}, "token_ids": ids}],
+        "prompt_token_ids": ids,
+    }
+    shown = json.loads(chunks.hide_token_ids(chunks.encode(chunk))[len(b"data: ") :])
+    chunk["prompt_token_ids"] = None
+    chunk["choices"][0]["token_ids"] = None
+    assert shown == chunk
+
+
+@given(st.lists(TEXT, min_size=1, max_size=4))
+def test_text_never_makes_a_good_chunk_look_bad(texts: list[str]) -> None:
+    raw = b"".join(chunks.encode({"choices": [{"text": text}]}) for text in texts)
+    assert chunks.sound(raw)
+
+
+def test_errors_aborts_and_rubbish_are_looked_at_closer() -> None:
+    good = chunks.encode({"choices": []})
+    for bad in (
+        b'data: {"error":{"message":"x"}}\n\n',
+        b'data: {"choices":[{"finish_reason":"abort"}]}\n\n',
+        b"data: [DONE]\n\n",
+        b'data: {"id": broken\n\n',
+        b'data: {"text":"\xff\xfe"}\n\n',
+        b": keep-alive\n\n",
+    ):
+        assert not chunks.sound(bad)
+        assert not chunks.sound(good + bad)
+
+
+def test_a_mapped_chunk_has_the_engines_own_order_of_fields() -> None:
+    who = Identity("chatcmpl-1", 5, "m")
+    choice = chunks.text_choice(
+        Endpoint.CHAT, {"finish_reason": "stop", "stop_reason": None}, text="a", token_ids=(1,)
+    )
+    assert chunks.encode(chunks.envelope(Endpoint.CHAT, who, [choice], {})) == (
+        b'data: {"id":"chatcmpl-1","object":"chat.completion.chunk","created":5,"model":"m",'
+        b'"choices":[{"index":0,"delta":{"content":"a"},"logprobs":null,"finish_reason":"stop",'
+        b'"stop_reason":null,"token_ids":[1]}]}\n\n'
+    )
