@@ -22,9 +22,12 @@ from spotinference.api.kinds import (
     GROUP,
     NAMESPACE,
     POOL,
+    ROLE,
+    ROLE_BINDING,
     SERVICE_ACCOUNT,
     STORAGE_CLASS,
     Json,
+    Kind,
 )
 from spotinference.clients.kube import Kube
 from spotinference.devcluster import kubeconfig
@@ -119,25 +122,33 @@ def gpu_pool(pool: PoolTopology) -> Json:
 
 
 async def _identity(kube: Kube, name: str) -> None:
-    """A ServiceAccount bound to the rules that the chart gives it."""
+    """A ServiceAccount bound to the rules that the chart gives it: in the cluster, at home."""
     part = name.removeprefix("spotinference-")
-    file = assets.find(f"charts/spotinference/files/{part}-rules.yaml")
     account = _object("v1", "ServiceAccount", name)
     account["metadata"]["namespace"] = SYSTEM_NAMESPACE
-    role = _object(CLUSTER_ROLE.api_version, "ClusterRole", name)
+    await kube.apply(SERVICE_ACCOUNT, account)
+    await _grant(kube, name, f"{part}-rules.yaml", CLUSTER_ROLE, CLUSTER_ROLE_BINDING)
+    if part == "operator":
+        await _grant(kube, name, f"{part}-namespace-rules.yaml", ROLE, ROLE_BINDING)
+
+
+async def _grant(kube: Kube, name: str, rules: str, role_kind: Kind, binding_kind: Kind) -> None:
+    role = _object(role_kind.api_version, role_kind.kind, name)
+    file = assets.find(f"charts/spotinference/files/{rules}")
     role["rules"] = yaml.safe_load(file.read_text())
-    binding = _object(CLUSTER_ROLE_BINDING.api_version, "ClusterRoleBinding", name)
+    binding = _object(binding_kind.api_version, binding_kind.kind, name)
     binding |= {
         "roleRef": {
-            "apiGroup": "rbac.authorization.k8s.io",
-            "kind": "ClusterRole",
+            "apiGroup": role_kind.group,
+            "kind": role_kind.kind,
             "name": name,
         },
         "subjects": [{"kind": "ServiceAccount", "name": name, "namespace": SYSTEM_NAMESPACE}],
     }
-    await kube.apply(SERVICE_ACCOUNT, account)
-    await kube.apply(CLUSTER_ROLE, role)
-    await kube.apply(CLUSTER_ROLE_BINDING, binding)
+    for kind, body in ((role_kind, role), (binding_kind, binding)):
+        if kind.namespaced:
+            body["metadata"]["namespace"] = SYSTEM_NAMESPACE
+        await kube.apply(kind, body)
 
 
 async def _established(kube: Kube, name: str) -> None:
