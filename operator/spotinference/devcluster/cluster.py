@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import importlib.util
 import os
 import secrets
 import shutil
@@ -20,7 +19,6 @@ from pathlib import Path
 from typing import Any
 
 import structlog
-from pydantic import BaseModel
 
 import spotinference
 from spotinference import errors, logs
@@ -30,9 +28,9 @@ from spotinference.devcluster import paths as cluster_paths
 from spotinference.devcluster.agent import NodeAgent
 from spotinference.devcluster.controlplane import ControlPlane
 from spotinference.devcluster.hub import HubServer
+from spotinference.devcluster.options import Options
 from spotinference.devcluster.processes import ManagedProcess
 from spotinference.devcluster.supervisor import Action, ControlApi, Keeper
-from spotinference.devcluster.topology import Topology
 
 log = structlog.get_logger(__name__)
 
@@ -40,18 +38,6 @@ OWN_PROCESSES_DEADLINE_S = 60.0
 """Operator and gateway import and list within 3 s; a busy machine takes several times that."""
 STOP_GRACE_S = 2.0
 """Nothing in a cluster that is thrown away is worth waiting for."""
-
-
-class Options(BaseModel):
-    """What `dev up` decided."""
-
-    name: str
-    engine: state.Engine
-    topology: Topology
-    binaries: dict[str, Path]
-    operator: bool = True
-    gateway: bool = True
-    gateway_port: int = 0
 
 
 class Cluster:
@@ -136,9 +122,9 @@ class Cluster:
     async def _start_own(self, tasks: asyncio.TaskGroup) -> None:
         """Operator and gateway as processes, each with its own rights; both start at once."""
         keepers = []
-        if self.options.operator and self._has("operator"):
+        if self.options.operator:
             keepers.append(self._operator())
-        if self.options.gateway and self._has("gateway"):
+        if self.options.gateway:
             keepers.append(self._gateway())
         for keeper in keepers:
             await keeper.start()
@@ -171,12 +157,6 @@ class Cluster:
         argv += ["--host", host, "--port", str(port), "--metrics-port", str(metrics)]
         return self._keeper("gateway", argv, f"http://{host}:{port}/readyz")
 
-    def _has(self, command: str) -> bool:
-        if importlib.util.find_spec(f"spotinference.cli.{command}") is not None:
-            return True
-        log.warning(f"{command}.missing", note="not in this checkout yet: not started")
-        return False
-
     def _own(self, *arguments: str) -> list[str]:
         return [sys.executable, "-m", "spotinference", *arguments]
 
@@ -196,6 +176,8 @@ class Cluster:
         self.state.doing = doing
         self.state.pids = {name: keeper.process.pid for name, keeper in self.keepers.items()}
         state.save(self.paths, self.state)
+        if doing:
+            log.info("cluster.starting", step=doing)
 
     # --- commands --------------------------------------------------------------------------------
 
@@ -267,6 +249,8 @@ class Cluster:
             case other:
                 raise errors.ConfigInvalid(f"{other!r}: use start, stop, restart, kill or crash")
         if body["do"] in {"start", "restart"}:
+            if keeper.process in self.control_plane.processes:
+                await self.control_plane.wait_ready(OWN_PROCESSES_DEADLINE_S)
             await keeper.wait_healthy(OWN_PROCESSES_DEADLINE_S)
         self._say("", stage="ready")
         return {"pid": keeper.process.pid}
@@ -302,6 +286,8 @@ def main() -> None:
             if left:
                 log.info("leftovers.killed", pids=left)
             asyncio.run(_run(options, paths))
+    except* errors.Bug:
+        raise  # with its traceback
     except* errors.SpotinferenceError as group:
         for error in _leaves(group):
             print(f"error: {error}", file=sys.stderr)

@@ -15,6 +15,7 @@ from pathlib import Path
 import spotinference
 from spotinference import errors
 from spotinference.devcluster import assets, leftovers, processes, state
+from spotinference.devcluster.options import Options
 from spotinference.devcluster.paths import ClusterPaths
 from spotinference.devcluster.progress import Progress
 from spotinference.devcluster.topology import Topology
@@ -142,8 +143,6 @@ def kubectl_program() -> Path:
 def _spawn(
     request: Request, binaries: dict[str, Path], *, bound_to_us: bool
 ) -> subprocess.Popen[bytes]:
-    from spotinference.devcluster.cluster import Options
-
     options = Options(
         name=request.paths.name,
         engine=request.engine,

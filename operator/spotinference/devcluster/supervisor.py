@@ -42,6 +42,7 @@ class Keeper:
         self.restarts = 0
         self._grace_s = grace_s
         self._wanted = asyncio.Event()
+        self._starting = asyncio.Lock()
         self._stopped = False
 
     @property
@@ -50,21 +51,19 @@ class Keeper:
 
     async def start(self) -> None:
         self._wanted.set()
-        if not self.process.alive:
-            await self.process.start()
+        await self._start_if_down()
 
     async def run(self) -> None:
         """Restarts the process whenever it ends. Runs until cancelled or `stop`."""
         delay_s = BACKOFF_FIRST_S
         while not self._stopped:
             await self._wanted.wait()
-            if not self.process.alive:
-                await self.process.start()
-                self.restarts += 1
+            await self._start_if_down()
             began_at = time.monotonic()
             code = await self.process.wait()
             if not self._wanted.is_set() or self._stopped:
                 continue
+            self.restarts += 1
             if time.monotonic() - began_at > BACKOFF_RESET_S:
                 delay_s = BACKOFF_FIRST_S
             log.warning(
@@ -90,8 +89,14 @@ class Keeper:
 
     async def restart(self) -> None:
         await self.hold()
-        await self.start()
         self.restarts += 1
+        await self.start()
+
+    async def _start_if_down(self) -> None:
+        """Two callers, a command and the loop, must not start it twice."""
+        async with self._starting:
+            if self._wanted.is_set() and not self.process.alive:
+                await self.process.start()
 
     async def stop(self) -> None:
         self._stopped = True

@@ -1,0 +1,22 @@
+"""What a supervisor is started with; light, because `dev up` waits for nothing else."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pydantic import BaseModel
+
+from spotinference.devcluster.state import Engine
+from spotinference.devcluster.topology import Topology
+
+
+class Options(BaseModel):
+    """What `dev up` decided."""
+
+    name: str
+    engine: Engine
+    topology: Topology
+    binaries: dict[str, Path]
+    operator: bool = True
+    gateway: bool = True
+    gateway_port: int = 0
