@@ -15,7 +15,7 @@ import aiohttp
 from benchmarks.report import Report
 from benchmarks.wake import TIER, TOPOLOGY
 from spotinference.devcluster.client import Answer, ask, percentile
-from spotinference.devcluster.handle import ClusterHandle, cluster
+from spotinference.devcluster.handle import ClusterHandle, asleep, cluster
 
 ARRIVAL_GAP_S = 0.005
 
@@ -41,9 +41,7 @@ async def measure(requests: int) -> Report:
         aiohttp.ClientSession(auto_decompress=False, connector=connector) as session,
     ):
         await bed.apply(TIER)
-        await bed.tier_until(
-            "quick", lambda t: t.get("status", {}).get("phase") == "Asleep", deadline_s=60
-        )
+        await bed.tier_until("quick", asleep, deadline_s=60)
         mark = bed.audit_mark()
         async with asyncio.TaskGroup() as group:
             tasks = [group.create_task(_arrive(bed, session, n)) for n in range(requests)]

@@ -15,7 +15,7 @@ import aiohttp
 from benchmarks.report import Report
 from benchmarks.wake import TIER
 from spotinference.devcluster.client import ask
-from spotinference.devcluster.handle import ClusterHandle, cluster
+from spotinference.devcluster.handle import ClusterHandle, asleep, cluster
 
 TOPOLOGY = """
 pools:
@@ -45,9 +45,7 @@ async def measure(cap_s: int) -> Report:
     ):
         wake = f"wake: {{cap: {cap_s}s, budget: {cap_s}s}}"
         await bed.apply(TIER.rstrip() + f"\n  {wake}\n")
-        await bed.tier_until(
-            "quick", lambda t: t.get("status", {}).get("phase") == "Asleep", deadline_s=60
-        )
+        await bed.tier_until("quick", asleep, deadline_s=60)
         asking = ask(session, bed.gateway_url, bed.api_key, "quick")
         (status, seconds, text), streamed = await asyncio.gather(_plain(bed, session), asking)
         tier = await bed.tier_until(

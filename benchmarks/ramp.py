@@ -17,7 +17,7 @@ import aiohttp
 
 from benchmarks.report import Report
 from spotinference.devcluster.client import Answer, ask
-from spotinference.devcluster.handle import ClusterHandle, cluster
+from spotinference.devcluster.handle import ClusterHandle, asleep, cluster
 
 TOPOLOGY = """
 pools:
@@ -89,9 +89,7 @@ async def measure() -> Report:
         aiohttp.ClientSession(auto_decompress=False) as session,
     ):
         await bed.apply(TIER)
-        await bed.tier_until(
-            "ramp", lambda t: t.get("status", {}).get("phase") == "Asleep", deadline_s=60
-        )
+        await bed.tier_until("ramp", asleep, deadline_s=60)
         live: list[asyncio.Task[Answer]] = []
 
         def start(count: int, tokens: int) -> None:

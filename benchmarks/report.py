@@ -11,6 +11,8 @@ from importlib.metadata import version
 from rich.console import Console
 from rich.table import Table
 
+from spotinference import __version__
+
 
 @dataclass(slots=True)
 class Report:
@@ -67,8 +69,9 @@ def _cell(value: object) -> str:
 
 
 def versions() -> dict[str, str]:
-    packages = ("spotinference", "kopf", "kubernetes", "aiohttp", "uvloop")
+    packages = ("kopf", "kubernetes", "aiohttp", "uvloop")
     return {
+        "spotinference": __version__,
         "python": platform.python_version(),
         **{name: version(name) for name in packages},
         "kubernetes API": "1.36.3",

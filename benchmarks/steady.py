@@ -12,7 +12,7 @@ from collections import Counter
 
 from benchmarks.report import Report
 from benchmarks.wake import TIER, TOPOLOGY
-from spotinference.devcluster.handle import Write, cluster
+from spotinference.devcluster.handle import Write, asleep, cluster
 
 
 def is_leader_renewal(write: Write) -> bool:
@@ -27,13 +27,7 @@ async def measure(tiers: int, seconds: int) -> Report:
         for number in range(tiers):
             await bed.tier_until(
                 f"quiet-{number}",
-                lambda t: (
-                    t.get("status", {}).get("phase") == "Asleep"
-                    and any(
-                        c["type"] == "CacheReady" and c["status"] == "True"
-                        for c in t["status"].get("conditions", [])
-                    )
-                ),
+                asleep,
                 deadline_s=300,
             )
             print(f"settled: {number + 1}/{tiers}", file=sys.stderr)

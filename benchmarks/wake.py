@@ -22,7 +22,7 @@ from spotinference.api import names
 from spotinference.api.kinds import POD, Json
 from spotinference.clients.reflector import Reflector
 from spotinference.devcluster.client import Answer, ask, percentile
-from spotinference.devcluster.handle import ClusterHandle, cluster
+from spotinference.devcluster.handle import ClusterHandle, asleep, cluster
 
 TOPOLOGY = """
 pools:
@@ -97,9 +97,7 @@ async def measure(wakes: int) -> Report:
         aiohttp.ClientSession(auto_decompress=False) as session,
     ):
         await bed.apply(TIER)
-        await bed.tier_until(
-            "quick", lambda t: t.get("status", {}).get("phase") == "Asleep", deadline_s=60
-        )
+        await bed.tier_until("quick", asleep, deadline_s=60)
         ready = ReadyTimes()
         selector = f"{names.LABEL_ROLE}={names.ROLE_ENGINE}"
         watch = Reflector(bed.kube, POD, label_selector=selector, on_change=ready.on_change)

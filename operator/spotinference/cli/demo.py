@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import sys
 import time
 from enum import StrEnum
@@ -10,7 +11,7 @@ from typing import Annotated
 
 import typer
 
-from spotinference.devcluster import demo, handle
+from spotinference.devcluster import demo, handle, paths, state
 from spotinference.devcluster.narrator import Narrator
 
 app = typer.Typer(rich_markup_mode=None)
@@ -67,15 +68,21 @@ async def _run(narrator: Narrator, engine: Engine, name: str, keep: bool) -> boo
 
 
 def _play_on(narrator: Narrator, name: str) -> None:
-    """The three commands to go on with."""
-    tier = demo.TIER
+    """The three commands to go on with, and the one to end with."""
+    found = state.load(paths.cluster(name))
+    if found is None:
+        return
+    body = {
+        "model": demo.TIER,
+        "stream": True,
+        "messages": [{"role": "user", "content": demo.PROMPT}],
+    }
     narrator.note("The cluster keeps running. Play on:")
     narrator.block(
-        f"spotinference dev kubectl --name {name} -- get itier,pods,nodes\n"
-        f"eval $(spotinference dev env --name {name}); curl -N $OPENAI_BASE_URL/chat/completions "
-        f'-H "Authorization: Bearer $OPENAI_API_KEY" -H "Content-Type: application/json" '
-        f'-d \'{{"model": "{tier}", "stream": true, "messages": '
-        f'[{{"role": "user", "content": "{demo.PROMPT}"}}]}}\'\n'
+        f"spotinference dev kubectl --name {name} get itier,pods,nodes\n"
+        f"curl -N {found.gateway_url}/v1/chat/completions "
+        f"-H 'Authorization: Bearer {found.api_key}' "
+        f"-H 'Content-Type: application/json' -d '{json.dumps(body)}'\n"
         f"spotinference dev reclaim NODE --name {name}\n"
         f"spotinference dev down --name {name}      # when you have seen enough"
     )

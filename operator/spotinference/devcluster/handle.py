@@ -162,6 +162,13 @@ class ClusterHandle:
         await self.kube.close()
 
 
+def asleep(tier: Json) -> bool:
+    """At zero replicas, its cache complete: the next request wakes it."""
+    status = tier.get("status", {})
+    conditions = {c["type"]: c["status"] for c in status.get("conditions", [])}
+    return status.get("phase") == "Asleep" and conditions.get("CacheReady") == "True"
+
+
 def _is_ours(event: Any) -> bool:
     user = event["user"]["username"]
     return (
@@ -176,7 +183,7 @@ def _is_ours(event: Any) -> bool:
 def _write(event: Any) -> Write:
     ref = event["objectRef"]
     return Write(
-        user=event["user"]["username"].rpartition(":")[2],
+        user=event["user"]["username"].rpartition(":")[2].removeprefix("spotinference-"),
         verb=event["verb"],
         resource=ref["resource"],
         subresource=ref.get("subresource", ""),
