@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from pathlib import Path
 
@@ -63,7 +64,7 @@ class Nodes:
         spec: Json | None = None,
         create: bool = True,
     ) -> Json:
-        """A pod that runs a Python script; with a market it asks for a GPU there."""
+        """A pod that runs a Python script; with a GPU market it asks for a GPU there."""
         engine: Json = {
             "name": "main",
             "image": "python:3",
@@ -83,8 +84,9 @@ class Nodes:
             },
         }
         if market is not None:
-            engine["resources"] = {"limits": {"nvidia.com/gpu": "1"}}
             body["spec"] |= place(market)
+        if market is not None and market.pool != "cpu":
+            engine["resources"] = {"limits": {"nvidia.com/gpu": "1"}}
         return await self.kube.create(POD, body) if create else body
 
     # --- then ------------------------------------------------------------------------------------
@@ -111,7 +113,7 @@ class Nodes:
                 good = holds(seen[0])
             except (KeyError, IndexError):
                 good = False
-            assert good, seen[0]["status"]
+            assert good, json.dumps(seen[0]["status"])  # whole: pytest shortens reprs
             return seen[0]
 
         return await eventually(check, deadline_s, f"pod {namespace}/{name}")
