@@ -1,0 +1,158 @@
+"""The chart on a real API server: schemas, Pod Security, install, upgrade, uninstall."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+
+from spotinference.api.kinds import Json
+from tests.chart.test_chart_render import VALUES, of_kind, rendered, values_file
+from tests.support import schemas, specs, tools
+from tests.support.cluster import LiveCluster, MakeCluster
+from tests.support.eventually import eventually
+
+pytestmark = pytest.mark.cluster
+
+
+@pytest.mark.parametrize("values", VALUES.values(), ids=VALUES)
+async def test_every_object_obeys_the_schemas_of_our_own_api_server(
+    cluster: LiveCluster, schema_folder: Path, tmp_path: Path, values: Json
+) -> None:
+    if not any(schema_folder.iterdir()):
+        await schemas.dump(cluster, schema_folder)
+    objects = tmp_path / "objects.yaml"
+    objects.write_text(yaml.safe_dump_all(rendered(tmp_path, values)))
+    location = f"{schema_folder}/{schemas.LOCATION}"
+    out = tools.output(
+        "kubeconform", "-strict", "-summary", "-schema-location", location, str(objects)
+    )
+    assert "Invalid: 0, Errors: 0, Skipped: 0" in out
+
+
+async def test_kubeconform_with_these_schemas_finds_a_misspelt_field(
+    cluster: LiveCluster, schema_folder: Path, tmp_path: Path
+) -> None:
+    if not any(schema_folder.iterdir()):
+        await schemas.dump(cluster, schema_folder)
+    (deployment, _) = of_kind(rendered(tmp_path), "Deployment")
+    deployment["spec"]["replica"] = 1
+    file = tmp_path / "wrong.json"
+    file.write_text(json.dumps(deployment))
+    location = f"{schema_folder}/{schemas.LOCATION}"
+    done = tools.run("kubeconform", "-strict", "-schema-location", location, str(file))
+    assert done.returncode != 0
+    assert "replica" in done.stdout
+
+
+@pytest.fixture(scope="session")
+def schema_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("schemas")
+
+
+@pytest.mark.parametrize("values", VALUES.values(), ids=VALUES)
+async def test_pods_are_admitted_where_pod_security_is_restricted(
+    cluster: LiveCluster, tmp_path: Path, values: Json
+) -> None:
+    namespace = await restricted_namespace(cluster, "chart-dry-run")
+    for deployment in of_kind(rendered(tmp_path, values), "Deployment"):
+        account = deployment["spec"]["template"]["spec"]["serviceAccountName"]
+        await cluster.kubectl("apply", "-f", "-", stdin=service_account(namespace, account))
+        pod = {
+            "apiVersion": "v1",
+            "kind": "Pod",
+            "metadata": {
+                **deployment["spec"]["template"]["metadata"],
+                "name": deployment["metadata"]["name"],
+                "namespace": namespace,
+            },
+            "spec": deployment["spec"]["template"]["spec"],
+        }
+        out = await cluster.kubectl(
+            "create", "--dry-run=server", "-f", "-", stdin=yaml.safe_dump(pod)
+        )
+        assert "created (server dry run)" in out
+
+
+def service_account(namespace: str, name: str) -> str:
+    body = {
+        "apiVersion": "v1",
+        "kind": "ServiceAccount",
+        "metadata": {"name": name, "namespace": namespace},
+    }
+    return yaml.safe_dump(body)
+
+
+async def restricted_namespace(cluster: LiveCluster, name: str) -> str:
+    body = {
+        "apiVersion": "v1",
+        "kind": "Namespace",
+        "metadata": {
+            "name": name,
+            "labels": {"pod-security.kubernetes.io/enforce": "restricted"},
+        },
+    }
+    await cluster.kubectl("apply", "-f", "-", stdin=yaml.safe_dump(body))
+    return name
+
+
+async def test_install_upgrade_and_uninstall_keep_the_users_tiers(
+    make_cluster: MakeCluster, tmp_path: Path
+) -> None:
+    """On an API server without our CRDs, in a namespace that enforces *restricted*."""
+    cluster = await make_cluster(operator=False, gateway=False)
+    await cluster.kubectl("delete", "crd", "--all", "--wait=true")
+    namespace = await restricted_namespace(cluster, "llm-system")
+    helm = Helm(cluster, namespace)
+
+    await helm("install", "--values", values_file(tmp_path, {}))
+    await cluster.kubectl("wait", "crd", "--all", "--for=condition=Established", "--timeout=30s")
+
+    async def all_pods_admitted() -> bool:
+        out = await cluster.kubectl("-n", namespace, "get", "pods", "-o", "json")
+        return len(json.loads(out)["items"]) == 4
+
+    await eventually(all_pods_admitted, 30, "two operators and two gateways")
+    await cluster.kubectl("apply", "-f", "-", stdin=yaml.safe_dump(specs.tier("kept")))
+
+    upgraded = values_file(tmp_path, {"gateway": {"replicas": 3}})
+    await helm("upgrade", "--values", upgraded)
+    out = await cluster.kubectl("-n", namespace, "get", "deployment", "spot-gateway", "-o", "json")
+    assert json.loads(out)["spec"]["replicas"] == 3
+
+    await helm("uninstall")
+    assert "kept" in await cluster.kubectl("get", "itier")
+    out = await cluster.kubectl("-n", namespace, "get", "deployment", "-o", "name")
+    assert out == ""
+
+
+class Helm:
+    """Helm as admin of a cluster, on one release called `spot`."""
+
+    def __init__(self, cluster: LiveCluster, namespace: str) -> None:
+        self._env = {"KUBECONFIG": cluster.state.kubeconfig}
+        self._namespace = namespace
+
+    async def __call__(self, action: str, *options: str) -> str:
+        source = [] if action == "uninstall" else [tools.chart()]
+        return await asyncio.to_thread(
+            lambda: tools.output(
+                "helm", action, "spot", *source, "-n", self._namespace, *options, env=self._env
+            )
+        )
+
+
+async def test_both_processes_have_in_the_embedded_cluster_the_rights_of_the_chart(
+    cluster: LiveCluster, tmp_path: Path
+) -> None:
+    roles = {
+        (kind, body["metadata"]["name"].replace("spot-", "spotinference-")): body["rules"]
+        for kind in ("ClusterRole", "Role")
+        for body in of_kind(rendered(tmp_path), kind)
+    }
+    for (kind, name), rules in roles.items():
+        out = await cluster.kubectl("-n", "spotinference", "get", kind, name, "-o", "json")
+        assert json.loads(out)["rules"] == rules
