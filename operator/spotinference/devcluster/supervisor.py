@@ -26,6 +26,8 @@ log = structlog.get_logger(__name__)
 BACKOFF_FIRST_S, BACKOFF_LAST_S = 0.2, 10.0
 BACKOFF_RESET_S = 30.0
 """A process that ran this long starts its backoff anew."""
+START_ATTEMPTS = 3
+"""Ends of a starting process before the start counts as failed; one may be bad luck."""
 HEALTH_POLL_S = 0.1
 HEALTH_TIMEOUT_S = 2.0
 CONTROL_TIMEOUT_S = 30.0
@@ -42,6 +44,8 @@ class Keeper:
         self.restarts = 0
         self._grace_s = grace_s
         self._wanted = asyncio.Event()
+        if process.alive:  # started by somebody else, kept by us
+            self._wanted.set()
         self._starting = asyncio.Lock()
         self._stopped = False
 
@@ -122,8 +126,8 @@ class Keeper:
         """`ApiUnavailable` with the log's last lines when it is not healthy in time."""
         until = time.monotonic() + deadline_s
         while not await self.healthy():
-            if not self.process.alive and self.restarts == 0:
-                raise errors.ApiUnavailable(self.process.failure("ended while starting"))
+            if not self.process.alive and self.restarts >= START_ATTEMPTS:
+                raise errors.ApiUnavailable(self.process.failure("ends whenever it is started"))
             if time.monotonic() > until:
                 what = f"does not answer 200 on {self.health_url} after {deadline_s:.0f} s"
                 raise errors.ApiUnavailable(self.process.failure(what))
