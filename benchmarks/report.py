@@ -58,7 +58,9 @@ class Report:
                 table.add_row(*row.values())
             console.print(table)
         for claim, value in self.facts.items():
-            mark = {True: "[green]✓[/green]", False: "[red]✗[/red]"}.get(value, "·")  # type: ignore[call-overload]
+            mark = "·"
+            if isinstance(value, bool):
+                mark = "[green]✓[/green]" if value else "[red]✗[/red]"
             shown = "" if isinstance(value, bool) else f": {value}"
             console.print(f" {mark} {claim}{shown}")
         return 1 if self.failures else 0

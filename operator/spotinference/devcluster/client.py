@@ -82,7 +82,8 @@ async def ask(
             else:
                 await _read(response, answer, on_text, on_comment)
     except (aiohttp.ClientError, TimeoutError, ValueError) as error:
-        answer.error = f"{type(error).__name__}: {error}"
+        # An error event before the connection broke says more than the broken connection.
+        answer.error = answer.error or f"{type(error).__name__}: {error}"
     answer.ended_at = time.monotonic()
     return answer
 
