@@ -5,6 +5,7 @@ Nothing is written in steady state. A foreign object of the same name is never t
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -134,9 +135,12 @@ def _deployments(
     scales: list[Apply] = []
     others: list[Apply] = []
     if not stock.usable:
-        return _only_downscales(fleet, where), []
+        return _only_downscales(fleet.places, where), []
+    scales += _only_downscales([p for p in fleet.places if p.closed], where)
     rolling = any(_rolls(p) for p in fleet.places)
     for p in fleet.places:
+        if p.closed:
+            continue
         wanted = where.counts[p.market]
         bare = manifests.engine_deployment(subject, p.market, p.pool, stock.revision, wanted)
         desired = stamped(bare)
@@ -159,10 +163,10 @@ def _deployments(
     return scales, others
 
 
-def _only_downscales(fleet: Fleet, where: Placement) -> list[Apply]:
-    """Without weights nothing new is made; what exists may still have to shrink."""
+def _only_downscales(places: Iterable[Place], where: Placement) -> list[Apply]:
+    """Without weights or pool nothing can be rendered; what exists may still have to shrink."""
     found = []
-    for p in fleet.places:
+    for p in places:
         live = p.deployment
         if live is None or _going(live) or where.counts[p.market] >= p.spec_replicas:
             continue

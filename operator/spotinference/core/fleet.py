@@ -5,6 +5,7 @@ The first thing `decide` makes of an `Observed`; the other decisions read only t
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from enum import StrEnum
@@ -79,6 +80,8 @@ class Place:
     deployment: Json | None
     replicas: tuple[Replica, ...]
     refused_at: datetime | None = None
+    closed: bool = False
+    """its pool does not exist now: what runs there goes on, and may shrink, but nothing is added"""
 
     @property
     def spec_replicas(self) -> int:
@@ -119,8 +122,6 @@ class Place:
 class Fleet:
     places: tuple[Place, ...]
     """usable markets in order of preference"""
-    unknown: tuple[Json, ...] = ()
-    """Deployments of pools that the tier names but that do not exist now: hands off"""
     obsolete: tuple[Json, ...] = ()
     """Deployments of markets that the tier does not name any more"""
     missing_pools: tuple[str, ...] = ()
@@ -175,20 +176,39 @@ def survey(observed: Observed) -> Fleet:
         )
         for index, (market, pool) in enumerate(markets(observed))
     )
+    places += _closed(observed, deployments, judged, first_index=len(places))
     ours = {p.market for p in places}
-    named = set(observed.spec.placement.pools)
     outside = {m: d for m, d in deployments.items() if m not in ours}
     missing = tuple(
         n for n in dict.fromkeys(observed.spec.placement.pools) if n not in observed.pools
     )
     return Fleet(
         places=places,
-        unknown=tuple(d for m, d in outside.items() if m.pool in missing),
-        obsolete=tuple(
-            d for m, d in outside.items() if m.pool not in named or m.pool in observed.pools
-        ),
+        obsolete=tuple(outside.values()),
         missing_pools=missing,
         stray=tuple(r for m, rs in judged.items() if m not in ours for r in rs),
+    )
+
+
+def _closed(
+    observed: Observed,
+    deployments: Mapping[Market, Json],
+    judged: Mapping[Market, list[Replica]],
+    first_index: int,
+) -> tuple[Place, ...]:
+    """What still stands in pools that the tier names but that do not exist (any more)."""
+    named = set(observed.spec.placement.pools) - set(observed.pools)
+    standing_there = sorted(m for m in deployments if m.pool in named)
+    return tuple(
+        Place(
+            market=market,
+            pool=PoolSpec(capacity_type="spot", zones=[market.zone]),
+            index=first_index + number,
+            deployment=deployments[market],
+            replicas=tuple(judged.get(market, ())),
+            closed=True,
+        )
+        for number, market in enumerate(standing_there)
     )
 
 

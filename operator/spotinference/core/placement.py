@@ -2,8 +2,8 @@
 must go. A replica keeps its place while nothing is wrong with it.
 
 A market that refused a launch, or took a node away, is avoided for `MARKET_BACKOFF_S`. When every
-market refuses, a waiting replica moves on to the market that refused longest ago, one move per
-`PROBE_DWELL_S`: a sparse probe instead of churn. At most `maxReplicas` are wanted in sum; a silent
+market refuses, a waiting replica moves on to the market that refused longest ago, after at least
+`PROBE_DWELL_S` in one place: a sparse probe instead of churn. At most `maxReplicas` are wanted in sum; a silent
 node's replica may hold its slot beyond that for `fleet.STALE_HOLD_S`, because its node may return.
 """
 
@@ -226,7 +226,8 @@ def _allowed(draft: _Draft, places: Iterable[Place]) -> list[Place]:
     return [
         p
         for p in places
-        if (terms.open_zones is None or p.market.zone in terms.open_zones)
+        if not p.closed
+        and (terms.open_zones is None or p.market.zone in terms.open_zones)
         and not (terms.exclusive and used[p.market.zone] > 0)
     ]
 
@@ -234,7 +235,7 @@ def _allowed(draft: _Draft, places: Iterable[Place]) -> list[Place]:
 def _best_open(draft: _Draft) -> Place | None:
     """The market to launch in: spot first, then on-demand as a bridge; spread, then preference."""
     terms = draft.terms
-    spot_named = any(p.pool.capacity_type == "spot" for p in draft.places)
+    spot_named = any(p.pool.capacity_type == "spot" for p in draft.places if not p.closed)
     allowed = [
         p
         for p in _allowed(draft, draft.places)
@@ -273,7 +274,7 @@ def _stay(draft: _Draft, waiting: dict[Market, list[Replica]]) -> Place | None:
 def _next_probe(draft: _Draft) -> Place | None:
     """No market takes launches: try the one that refused longest ago."""
     terms = draft.terms
-    spot_named = any(p.pool.capacity_type == "spot" for p in draft.places)
+    spot_named = any(p.pool.capacity_type == "spot" for p in draft.places if not p.closed)
     allowed = [
         p
         for p in _allowed(draft, draft.places)

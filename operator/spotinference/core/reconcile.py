@@ -2,7 +2,8 @@
 
 The order of the steps is the specification:
 
-1. a tier that is being deleted, or that cannot be made sense of, is left alone (and says so);
+1. a tier that is being deleted, or whose children's names are taken, is left alone (and says so;
+   a spec that breaks a rule never gets here: `api.parse` refuses it);
 2. what is there (`fleet`), which weights are served (`weights`), whether the engine can start at
    all (`failures`);
 3. how many replicas (`autoscale`), and where (`placement`);
@@ -17,7 +18,6 @@ from datetime import datetime, timedelta
 from spotinference.api import times
 from spotinference.api.conditions import Reason
 from spotinference.api.kinds import POD
-from spotinference.api.tier import TierSpec
 from spotinference.core import (
     autoscale,
     children,
@@ -42,8 +42,6 @@ def decide(observed: Observed) -> Plan:
     """What to do about one tier now. Deterministic; empty in steady state."""
     if observed.deleting:
         return Plan()  # its children go with it; nothing may be made again
-    if problem := spec_problem(observed.spec):
-        return _left_alone(observed, Reason.INVALID_SPEC, problem)
     if conflict := children.conflict(observed):
         return _left_alone(observed, Reason.NAME_CONFLICT, conflict)
     if going := children.predecessor(observed):
@@ -77,20 +75,6 @@ def decide(observed: Observed) -> Plan:
             ],
         ),
     )
-
-
-def spec_problem(spec: TierSpec) -> str | None:
-    """What the CRD's rules would have refused; a sentence, None when all is well."""
-    scaling = spec.scaling
-    if scaling.min_replicas > scaling.max_replicas:
-        return (
-            f"spec.scaling.minReplicas: {scaling.min_replicas} is more than maxReplicas "
-            f"{scaling.max_replicas}; lower the one or raise the other"
-        )
-    source = spec.model.source
-    if not source.startswith(("hf://", "pvc://")):
-        return f"spec.model.source: {source!r} is neither hf://ORG/NAME nor pvc://CLAIM/PATH"
-    return None
 
 
 def _count(observed: Observed, fleet: Fleet, load: Load, verdict: Verdict) -> Count:

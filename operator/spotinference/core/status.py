@@ -138,7 +138,7 @@ def troubles(d: Decision) -> list[Finding]:
                 "or name an existing one (kubectl get gpool)",
             )
         )
-    elif not fleet.places:
+    elif all(p.closed for p in fleet.places):
         found.append(
             Finding(
                 True,

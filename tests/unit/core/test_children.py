@@ -1,0 +1,216 @@
+"""Children against what is there: edits, conflicts, rollouts, pools that come and go."""
+
+from __future__ import annotations
+
+import copy
+
+from spotinference.core.plan import Plan
+from tests.support.world import World, pool, tier, world
+
+ENGINE = ("Deployment", "chat-spot-a-zone-1")
+
+
+def serving(**changes: object) -> World:
+    w = world(**changes)
+    w.streams = 2
+    w.run(60)
+    w.writes.clear()
+    return w
+
+
+def test_a_hand_edited_image_is_put_back_and_an_event_names_the_field() -> None:
+    w = world()
+    body = w.children[ENGINE]
+    body["spec"]["template"]["spec"]["containers"][0]["image"] = "evil:latest"
+    w.step()
+    image = w.children[ENGINE]["spec"]["template"]["spec"]["containers"][0]["image"]
+    assert image == "vllm/vllm-openai:v0.32.0"
+    assert any("containers[engine].image" in e and e.startswith("Reverted") for e in w.events)
+    assert w.step().empty
+
+
+def test_hand_scaled_replicas_are_put_back_in_one_step() -> None:
+    w = serving()
+    w.children[ENGINE]["spec"]["replicas"] = 4
+    w.step()
+    assert w.replicas == {"spot-a/zone-1": 1}
+
+
+def test_a_deployment_woken_by_hand_is_put_to_sleep() -> None:
+    w = world()
+    w.children[ENGINE]["spec"]["replicas"] = 1
+    w.step()
+    assert w.total == 0
+
+
+def test_a_child_deleted_by_hand_is_made_again() -> None:
+    w = world()
+    del w.children[("NetworkPolicy", "chat-engine")]
+    w.step()
+    assert ("NetworkPolicy", "chat-engine") in w.children
+    assert w.step().empty
+
+
+def test_fields_of_other_owners_are_left_alone() -> None:
+    w = world()
+    body = w.children[ENGINE]
+    body["metadata"]["annotations"]["deployment.kubernetes.io/revision"] = "3"
+    body["metadata"]["labels"]["team"] = "search"
+    body["spec"]["template"]["spec"]["containers"][0]["env"].append({"name": "X", "value": "1"})
+    body["spec"]["template"]["spec"]["dnsPolicy"] = "ClusterFirst"
+    assert w.step().empty
+
+
+def test_a_foreign_object_of_the_same_name_is_never_touched() -> None:
+    w = world()
+    foreign = w.children[("Service", "chat-engine")]
+    foreign["metadata"]["ownerReferences"] = []
+    foreign["spec"]["selector"] = {"app": "other"}
+    w.demand(3)
+    plan = w.step()
+    assert only_status(plan)
+    assert w.condition("Degraded") == ("True", "NameConflict")
+    assert "Service chat-engine" in w.message("Degraded")
+    assert w.step().empty
+
+
+def test_children_of_a_deleted_tier_of_this_name_are_waited_for() -> None:
+    w = world()
+    w.uid = "tier-2"
+    plan = w.step()
+    assert only_status(plan)
+    assert plan.requeue_after_s is not None
+    w.children = {k: c for k, c in w.children.items() if k[0] == "PersistentVolumeClaim"}
+    w.settle()
+    assert w.condition("Ready") == ("True", "Asleep")
+    assert w.condition("Degraded") == ("False", "Healthy")
+
+
+def test_a_retained_cache_is_used_again_and_never_deleted() -> None:
+    w = world()
+    claim = copy.deepcopy(w.children[("PersistentVolumeClaim", "chat-cache")])
+    assert "ownerReferences" not in claim["metadata"]
+    w.uid = "tier-2"
+    w.children = {("PersistentVolumeClaim", "chat-cache"): claim}
+    w.settle()
+    assert (
+        w.children[("PersistentVolumeClaim", "chat-cache")]["metadata"]["uid"]
+        == (claim["metadata"]["uid"])
+    )
+
+
+def test_a_cache_that_is_not_retained_belongs_to_its_tier() -> None:
+    w = world(cache={"retain": False})
+    claim = w.children[("PersistentVolumeClaim", "chat-cache")]
+    assert claim["metadata"]["ownerReferences"][0]["uid"] == "tier-1"
+
+
+def test_a_larger_cache_grows_the_claim_and_a_smaller_one_leaves_it() -> None:
+    w = world()
+    w.edit(cache={"size": "200Gi"})
+    w.step()
+    claim = w.children[("PersistentVolumeClaim", "chat-cache")]
+    assert claim["spec"]["resources"]["requests"]["storage"] == "200Gi"
+    w.edit(cache={"size": "50Gi"})
+    w.settle()
+    claim = w.children[("PersistentVolumeClaim", "chat-cache")]
+    assert claim["spec"]["resources"]["requests"]["storage"] == "200Gi"
+
+
+def test_a_new_revision_rolls_one_market_at_a_time_and_the_new_is_ready_first() -> None:
+    w = world(scaling={"minReplicas": 2, "maxReplicas": 3})
+    w.run(60)
+    assert len(w.ready) == 2
+    w.edit(engine={"maxModelLen": 1024})
+    for _ in range(200):
+        w.step()
+        assert len(w.ready) >= 2
+    assert len({p.template for p in w.ready}) == 2  # one template per market
+    templates = {
+        body["metadata"]["annotations"]["spotinference.dev/spec-hash"]
+        for (kind, _), body in w.children.items()
+        if kind == "Deployment" and body["spec"]["replicas"]
+    }
+    assert {p.template for p in w.ready} == templates
+
+
+def test_a_new_revision_that_crashes_leaves_the_old_one_serving() -> None:
+    w = world(scaling={"minReplicas": 2, "maxReplicas": 2})
+    w.run(60)
+    old = {p.name for p in w.ready}
+    w.crash = "unknown option"
+    w.edit(engine={"maxModelLen": 1024})
+    w.run(600)
+    assert {p.name for p in w.ready} == old
+    assert w.condition("Degraded") == ("True", "EngineFailed")
+    assert w.condition("Ready") == ("True", "Serving")
+
+
+def test_another_model_revision_is_fetched_before_the_old_one_stops_serving() -> None:
+    w = serving()
+    w.commit = "feedbeef" * 5
+    w.edit(model={"source": "hf://acme/tiny", "revision": "v2"})
+    w.step()
+    assert w.status.weights is not None
+    assert w.status.weights.requested == "main"
+    assert len(w.ready) == 1
+    w.run(120)
+    assert w.status.weights is not None
+    assert w.status.weights.requested == "v2"
+    args = w.children[ENGINE]["spec"]["template"]["spec"]["containers"][0]["args"]
+    assert args[0] == "/cache/weights/" + "feedbeef" * 5
+    assert len([k for k in w.children if k[0] == "Job"]) == 1
+
+
+def test_a_missing_pool_is_named_and_what_runs_goes_on() -> None:
+    w = serving()
+    del w.pools["spot-a"]
+    w.step()
+    assert w.condition("Degraded") == ("True", "PoolNotFound")
+    assert "spot-a" in w.message("Degraded")
+    assert w.condition("Ready") == ("True", "Serving")
+    w.run(60)
+    assert w.replicas == {"spot-a/zone-1": 1}
+    w.streams = 0
+    w.run(700)
+    assert w.replicas == {}
+
+
+def test_a_replica_lost_in_a_missing_pool_is_replaced_in_another() -> None:
+    w = serving()
+    del w.pools["spot-a"]
+    w.step()
+    w.reclaim(next(iter(w.nodes)))
+    w.step()
+    assert w.replicas == {"spot-b/zone-1": 1}
+
+
+def test_no_pool_at_all_is_said_and_nothing_is_started() -> None:
+    w = World(spec=tier(placement={"pools": ["gone"]}), pools={})
+    w.demand(1)
+    w.run(30)
+    assert w.condition("Degraded") == ("True", "PoolNotFound")
+    assert w.condition("Ready") == ("False", "PoolNotFound")
+    assert not [k for k in w.children if k[0] == "Deployment"]
+
+
+def test_a_renamed_pool_moves_the_replicas_over() -> None:
+    w = serving()
+    w.pools["spot-c"] = pool()
+    w.edit(placement={"pools": ["spot-c"]})
+    w.run(80)
+    assert w.replicas == {"spot-c/zone-1": 1}
+    assert not [n for k, n in w.children if "spot-a" in n]
+
+
+def test_a_tier_that_is_being_deleted_is_left_alone() -> None:
+    from dataclasses import replace
+
+    from spotinference.core.reconcile import decide
+
+    w = serving()
+    assert decide(replace(w.observe(), deleting=True, children={})) == Plan()
+
+
+def only_status(plan: Plan) -> bool:
+    return not (plan.scales or plan.applies or plan.deletes or plan.dooms)

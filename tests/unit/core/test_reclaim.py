@@ -1,0 +1,210 @@
+"""Notice, loss, silence and refusal: where the replacement starts, and when."""
+
+from __future__ import annotations
+
+from spotinference.core.observed import Market
+from spotinference.core.plan import DoomReason
+from tests.support.world import World, pool, tier, world
+
+
+def serving(**changes: object) -> World:
+    w = world(**changes)
+    w.streams = 1
+    w.run(60)
+    assert w.replicas == {"spot-a/zone-1": 1}
+    w.writes.clear()
+    return w
+
+
+def test_a_notice_moves_the_replica_in_one_plan() -> None:
+    w = serving()
+    w.notice(w.node_of("spot-a/zone-1"), 30)
+    plan = w.step()
+    assert [d.reason for d in plan.dooms] == [DoomReason.NOTICE]
+    assert w.replicas == {"spot-a/zone-2": 1}
+    assert w.condition("Interrupted") == ("True", "Notice")
+    assert any(e.startswith("Notice: ") for e in w.events)
+
+
+def test_a_lost_node_moves_the_replica_and_its_pod_object_is_deleted_at_once() -> None:
+    w = serving()
+    lost = next(iter(w.pods))
+    w.reclaim(w.node_of("spot-a/zone-1"))
+    plan = w.step()
+    assert w.replicas == {"spot-a/zone-2": 1}
+    assert [(d.name, d.grace_s) for d in plan.deletes] == [(lost, 0)]
+    w.run(60)
+    assert w.status.phase == "Ready"
+    assert w.condition("Interrupted") == ("False", "Undisturbed")
+
+
+def test_one_plan_is_enough_and_the_next_ones_change_nothing_more() -> None:
+    w = serving()
+    w.notice(w.node_of("spot-a/zone-1"), 30)
+    w.run(20)
+    scales = [x.what for x in w.writes if "Deployment" in x.what]
+    assert scales == [
+        "apply Deployment chat-spot-a-zone-1 0",
+        "apply Deployment chat-spot-a-zone-2 1",
+    ]
+
+
+def test_a_pod_whose_notice_has_expired_is_struck_off() -> None:
+    w = serving()
+    node = w.node_of("spot-a/zone-1")
+    w.notice(node, 10)
+    w.step()
+    stuck = next(p for p in w.pods.values() if p.node == node)
+    w.nodes[node].silent = True  # its kubelet ends nothing any more
+    w.run(8)
+    assert stuck.name in w.pods
+    w.run(4)
+    assert stuck.name not in w.pods
+
+
+def test_a_silent_node_is_replaced_elsewhere_but_its_replica_is_not_deleted() -> None:
+    w = serving(scaling={"maxReplicas": 1})
+    node = w.node_of("spot-a/zone-1")
+    w.nodes[node].silent = True
+    plan = w.step()
+    assert [d.reason for d in plan.dooms] == [DoomReason.NODE_LOST]
+    assert w.replicas == {"spot-a/zone-1": 1, "spot-a/zone-2": 1}
+    assert all(p.deleting_until is None for p in w.pods.values())
+
+
+def test_a_node_that_comes_back_keeps_its_replica_and_the_other_start_is_called_off() -> None:
+    w = serving(scaling={"maxReplicas": 1})
+    before = set(w.pods)
+    node = w.nodes[w.node_of("spot-a/zone-1")]
+    node.silent = True
+    w.run(10)
+    node.silent = False
+    w.run(20)
+    assert w.replicas == {"spot-a/zone-1": 1}
+    assert set(w.pods) == before
+    assert all(p.doomed_until is None for p in w.pods.values())
+    assert w.condition("Interrupted") == ("False", "Undisturbed")
+
+
+def test_a_node_that_stays_silent_gives_its_slot_back() -> None:
+    w = serving(scaling={"maxReplicas": 1})
+    w.nodes[w.node_of("spot-a/zone-1")].silent = True
+    w.run(200)
+    assert w.replicas == {"spot-a/zone-2": 1}
+
+
+def test_a_refused_launch_moves_on_to_the_next_market() -> None:
+    w = world()
+    w.capacity = {m: 0 for m in _markets(w) if str(m) != "spot-b/zone-1"}
+    w.demand(1)
+    w.run(58)
+    assert w.replicas == {"spot-a/zone-1": 1}
+    w.run(4)
+    assert w.replicas == {"spot-a/zone-2": 1}
+    w.run(62)
+    assert w.replicas == {"spot-b/zone-1": 1}
+    w.run(60)
+    assert w.status.phase == "Ready"
+
+
+def test_on_demand_bridges_when_every_spot_market_refuses() -> None:
+    w = world(placement={"pools": ["spot-b", "steady"]})
+    w.capacity = {m: 0 for m in _markets(w) if m.pool != "steady"}
+    w.demand(1)
+    w.run(130)
+    assert w.replicas == {"steady/zone-1": 1}
+    w.run(60)
+    assert w.status.phase == "Ready"
+
+
+def test_on_demand_is_left_alone_when_burst_is_off() -> None:
+    w = world(placement={"pools": ["spot-b", "steady"], "onDemand": {"burst": False}})
+    w.capacity = dict.fromkeys(_markets(w), 0)
+    w.demand(1)
+    for _ in range(600):
+        w.step()
+        assert "steady/zone-1" not in w.replicas
+
+
+def test_without_capacity_anywhere_the_tier_says_what_was_tried_and_probes_sparsely() -> None:
+    w = world()
+    w.capacity = dict.fromkeys(_markets(w), 0)
+    w.demand(1)
+    w.run(300)
+    assert w.condition("CapacityAvailable") == ("False", "NoCapacity")
+    message = w.message("CapacityAvailable")
+    assert "spot-a/zone-1, spot-a/zone-2, spot-b/zone-1, spot-b/zone-2" in message
+    assert "insufficient nvidia.com/gpu" in message
+    w.writes.clear()
+    w.run(1800)
+    assert w.total == 1
+    moves = [x for x in w.writes if "Deployment" in x.what]
+    assert len(moves) <= 2 * 1800 / 60
+    w.demand(0)
+    w.run(60)
+    assert w.replicas == {}
+    assert w.nodes == {}
+
+
+def test_capacity_that_returns_is_found_by_the_probes() -> None:
+    w = world()
+    w.capacity = dict.fromkeys(_markets(w), 0)
+    w.demand(1)
+    w.run(400)
+    w.capacity = {}
+    w.run(200)
+    assert w.status.phase == "Ready"
+    assert w.condition("CapacityAvailable") == ("True", "CapacityFound")
+
+
+def test_the_only_market_is_used_again_after_its_node_is_lost() -> None:
+    w = World(
+        spec=tier(placement={"pools": ["spot-a"]}, scaling={"maxReplicas": 1}),
+        pools={"spot-a": pool(("zone-1",))},
+    )
+    w.settle()
+    w.streams = 1
+    w.run(60)
+    w.reclaim(next(iter(w.nodes)))
+    w.run(70)
+    assert w.status.phase == "Ready"
+
+
+def test_the_only_market_starts_a_replacement_while_the_doomed_replica_drains() -> None:
+    w = World(
+        spec=tier(placement={"pools": ["spot-a"]}, scaling={"maxReplicas": 1}),
+        pools={"spot-a": pool(("zone-1",))},
+    )
+    w.settle()
+    w.streams = 1
+    w.run(60)
+    doomed = next(iter(w.pods))
+    w.notice(next(iter(w.nodes)), 120)
+    w.run(2)
+    assert w.replicas == {"spot-a/zone-1": 1}
+    assert any(p.name != doomed for p in w.pods.values())
+
+
+def test_all_replicas_lost_at_once_are_all_replaced() -> None:
+    w = world()
+    w.streams = 20
+    w.run(60)
+    w.run(130)
+    assert len(w.ready) == 3
+    for node in list(w.nodes):
+        w.reclaim(node)
+    w.step()
+    assert w.total == 3
+    w.run(120)
+    assert len(w.ready) == 3
+
+
+def test_a_replacement_with_exclusive_volumes_starts_only_where_the_cache_is() -> None:
+    w = serving(cache={"accessMode": "ReadWriteOnce"}, scaling={"maxReplicas": 1})
+    w.reclaim(w.node_of("spot-a/zone-1"))
+    w.step()
+    assert w.replicas == {"spot-a/zone-2": 1}
+
+
+def _markets(w: World) -> list[Market]:
+    return [Market(name, zone) for name, body in w.pools.items() for zone in body.zones]
