@@ -165,7 +165,7 @@ class Bench:
     settings: GatewaySettings
     gateway: Running
     keys_file: Path
-    engines: dict[str, Engine] = field(default_factory=dict)
+    engines: dict[str, Engine]
     tokens_per_s: float = 0.0
     _numbers: itertools.count[int] = field(default_factory=itertools.count)
 
@@ -325,17 +325,17 @@ async def bench(*, tokens_per_s: float = 0.0, **settings: Any) -> AsyncIterator[
         keys_file = Path(folder) / "keys.json"
         keys_file.write_text(keys_text((KEY, NAMESPACE), (OTHER_KEY, OTHER_NAMESPACE)))
         chosen = GatewaySettings(**{**FAST, "keys_file": keys_file, **settings})
-        async with running(chosen, kube) as gateway:
-            b = Bench(kube, chosen, gateway, keys_file, tokens_per_s=tokens_per_s)
-            async with asyncio.timeout(5):
-                while gateway.server._ready() is not None:  # noqa: ASYNC110
-                    await asyncio.sleep(0.001)
-            try:
-                yield b
-            finally:
-                for engine in b.engines.values():
-                    with contextlib.suppress(Exception):
-                        await engine.sim.stop()
+        engines: dict[str, Engine] = {}
+        try:
+            async with running(chosen, kube) as gateway:
+                async with asyncio.timeout(5):
+                    while gateway.server._ready() is not None:  # noqa: ASYNC110
+                        await asyncio.sleep(0.001)
+                yield Bench(kube, chosen, gateway, keys_file, engines, tokens_per_s)
+        finally:
+            for engine in engines.values():
+                with contextlib.suppress(Exception):
+                    await engine.sim.stop()
 
 
 # --- streams as a client sees them ---------------------------------------------------------------
