@@ -197,7 +197,7 @@ async def test_karpenter_taints_annotates_and_says_so(nodes: Nodes, ns: str) -> 
     [
         ("nth", "aws-node-termination-handler/spot-itn"),
         ("aks", "remediator.kubernetes.azure.com/unschedulable"),
-        ("plain", "spotinference.dev/reclaim"),
+        ("plain", "spotinference.dev/impending-interruption"),
     ],
 )
 async def test_the_others_taint_and_go_at_the_deadline(

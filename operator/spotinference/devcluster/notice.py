@@ -60,10 +60,8 @@ def signs(provider: Provider, deadline: datetime) -> Signs:
         case "generic":
             return Signs(
                 taints=({"key": GENERIC_TAINT, "effect": "NoSchedule"},),
-                annotations=((GENERIC_DEADLINE, times.to_text(deadline)),),
             )
 
 
-GENERIC_TAINT = "spotinference.dev/reclaim"
-GENERIC_DEADLINE = "spotinference.dev/reclaim-at"
+GENERIC_TAINT = "spotinference.dev/impending-interruption"
 """For providers that show nothing: what an administrator's own script would put on the node."""
