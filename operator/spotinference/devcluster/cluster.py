@@ -15,15 +15,13 @@ import shutil
 import signal
 import sys
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 
 import structlog
 
-import spotinference
 from spotinference import errors, logs
 from spotinference.clients.kube import Kube
-from spotinference.devcluster import bootstrap, leftovers, models, network, state
+from spotinference.devcluster import bootstrap, leftovers, models, network, processes, state
 from spotinference.devcluster import paths as cluster_paths
 from spotinference.devcluster.agent import NodeAgent
 from spotinference.devcluster.controlplane import ControlPlane
@@ -161,9 +159,7 @@ class Cluster:
         return [sys.executable, "-m", "spotinference", *arguments]
 
     def _keeper(self, name: str, argv: list[str], health_url: str) -> Keeper:
-        # Found from any working directory, installed or not.
-        env = {"PYTHONPATH": str(Path(spotinference.__file__).parents[1])}
-        process = ManagedProcess(name, argv, paths=self.paths, env=env)
+        process = ManagedProcess(name, argv, paths=self.paths, env=processes.python_env())
         return Keeper(process, health_url=health_url, grace_s=STOP_GRACE_S)
 
     def _keep(self, tasks: asyncio.TaskGroup, keeper: Keeper) -> None:

@@ -12,7 +12,6 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-import spotinference
 from spotinference import errors
 from spotinference.devcluster import assets, leftovers, processes, state
 from spotinference.devcluster.options import Options
@@ -156,8 +155,7 @@ def _spawn(
     env = {
         **os.environ,
         **processes.marker_env(request.paths),
-        "PYTHONPATH": str(Path(spotinference.__file__).parents[1]),
-        "PYTHONUNBUFFERED": "1",
+        **processes.python_env(),
     }
     with request.paths.start_log.open("wb") as log:
         supervisor = subprocess.Popen(

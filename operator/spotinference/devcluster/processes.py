@@ -16,6 +16,7 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import spotinference
 from spotinference import errors
 from spotinference.devcluster.paths import ClusterPaths
 
@@ -35,6 +36,16 @@ _libc = ctypes.CDLL(None, use_errno=True) if sys.platform == "linux" else None
 def marker_env(paths: ClusterPaths) -> dict[str, str]:
     """What every process of the cluster, containers included, carries in its environment."""
     return {MARKER: paths.name, MARKER_DIR: str(paths.root)}
+
+
+def python_env() -> dict[str, str]:
+    """Lets `sys.executable -m spotinference` find this package from anywhere, installed or not."""
+    own = str(Path(spotinference.__file__).parents[1])
+    inherited = os.environ.get("PYTHONPATH")
+    return {
+        "PYTHONPATH": f"{own}{os.pathsep}{inherited}" if inherited else own,
+        "PYTHONUNBUFFERED": "1",
+    }
 
 
 def die_with_parent() -> None:
