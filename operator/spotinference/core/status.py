@@ -34,6 +34,8 @@ class Finding:
     status: bool
     reason: Reason
     message: str
+    blocking: bool = False
+    """nothing can be started before it is resolved"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +54,7 @@ def status_of(observed: Observed, d: Decision) -> TierStatus:
     """The whole status after this decision."""
     desired = d.count.desired
     trouble = troubles(d)
-    phase = lifecycle.phase_of(observed, d.fleet, desired, broken=bool(trouble))
+    phase = lifecycle.phase_of(observed, d.fleet, desired, broken=any(t.blocking for t in trouble))
     wake = lifecycle.wake_of(observed, d.fleet, d.weights, desired)
     ready = len(d.fleet.ready)
     present = sum(not r.view.deleting for r in d.fleet.every)
@@ -136,6 +138,7 @@ def troubles(d: Decision) -> list[Finding]:
                 Reason.POOL_NOT_FOUND,
                 f"spec.placement.pools names {missing}, but there is no such GPUPool; create it "
                 "or name an existing one (kubectl get gpool)",
+                blocking=all(p.closed for p in fleet.places),
             )
         )
     elif all(p.closed for p in fleet.places):
@@ -144,6 +147,7 @@ def troubles(d: Decision) -> list[Finding]:
                 True,
                 Reason.NO_MARKET,
                 "no pool of spec.placement.pools has a zone; give the GPUPool a zone in spec.zones",
+                blocking=True,
             )
         )
     if weights.failure is not None and not weights.usable:
@@ -153,6 +157,7 @@ def troubles(d: Decision) -> list[Finding]:
                 Reason.CACHE_FAILED,
                 f"the cache job fails: {weights.failure}; correct spec.model or its token Secret, "
                 "it is tried again every few minutes",
+                blocking=True,
             )
         )
     failing = [r for r in fleet.replicas if r.view.failure and not r.view.ready]
@@ -164,6 +169,7 @@ def troubles(d: Decision) -> list[Finding]:
                 Reason.ENGINE_FAILED,
                 f"the engine did not start ({text.failures} wakes in a row): {text.message}; "
                 f"correct spec.engine or spec.resources; no replica is tried before {text.retry_at}",
+                blocking=d.verdict.hold_until is not None,
             )
         )
     elif failing:
@@ -200,7 +206,8 @@ def _ready(observed: Observed, d: Decision, phase: Phase, trouble: list[Finding]
     if phase is Phase.READY:
         return Finding(True, Reason.SERVING, "at least one replica serves")
     if phase is Phase.DEGRADED:
-        return Finding(False, trouble[0].reason, trouble[0].message)
+        first = next(t for t in trouble if t.blocking)
+        return Finding(False, first.reason, first.message)
     if observed.spec.paused:
         return Finding(True, Reason.PAUSED, "paused by spec.paused; requests are refused")
     if phase is Phase.WAKING:

@@ -205,6 +205,22 @@ def test_an_engine_that_keeps_crashing_is_given_up_and_tried_ever_more_rarely() 
     assert waited > timedelta(seconds=120)
 
 
+def test_a_tier_whose_engine_failed_long_ago_can_be_woken_again() -> None:
+    w = world()
+    w.crash = "CUDA out of memory"
+    w.demand(1)
+    w.run(80)
+    w.demand(0)
+    w.crash = None
+    w.run(200)
+    assert w.condition("Ready") == ("True", "Asleep")
+    assert w.condition("Degraded") == ("True", "EngineFailed")
+    w.demand(1)
+    w.run(60)
+    assert w.condition("Ready") == ("True", "Serving")
+    assert w.condition("Degraded") == ("False", "Healthy")
+
+
 def test_an_edit_ends_the_wait_after_a_crash_at_once() -> None:
     w = world()
     w.crash = "CUDA out of memory"
