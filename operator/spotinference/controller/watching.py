@@ -12,6 +12,7 @@ from collections.abc import Callable
 from typing import Any
 
 import kopf
+from kopf._core.engines.peering import Identity
 
 from spotinference.clients.kube import Kube
 from spotinference.controller import handlers
@@ -66,6 +67,9 @@ async def run(
         settings=settings(),
         clusterwide=True,
         standalone=True,
+        # Peering is off, yet Kopf would ask the system for the user's name, and in a container
+        # that runs as an arbitrary uid there is none.
+        identity=Identity("spotinference"),
         stop_flag=stop,
     )
     on_spawned()
