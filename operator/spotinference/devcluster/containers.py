@@ -33,6 +33,8 @@ LOG_TAIL_BYTES = 2048
 """How much of the log stands in for a termination message (FallbackToLogsOnError)."""
 LOG_LIMIT_BYTES = 16 * 1024 * 1024
 LOG_CHECK_S = 10.0
+LOGS_KEPT = 5
+"""Of one container: the logs of its latest restarts."""
 CONFIG_RETRY_S = 2.0
 MINIMUM_GRACE_S = 2.0
 """What is left for SIGTERM when preStop has used up the grace period (kubelet)."""
@@ -217,6 +219,7 @@ class ContainerRunner:
         box, status = self._box, self.status
         started_at = box.clock.now()
         log_file = box.logs / _log_name(box.pod, status.name, status.restarts)
+        _forget_log(box.logs / _log_name(box.pod, status.name, status.restarts - LOGS_KEPT))
         self._launch, self._stop_reason = launch, None
         try:
             session = await sessions.start(
@@ -462,6 +465,15 @@ def _tail(path: Path, limit: int) -> str:
         return file.read().decode(errors="replace").strip()
 
 
+def _older(log_file: Path) -> Path:
+    return log_file.with_suffix(".log.1")
+
+
+def _forget_log(log_file: Path) -> None:
+    log_file.unlink(missing_ok=True)
+    _older(log_file).unlink(missing_ok=True)
+
+
 async def _bound_log(path: Path) -> None:
     """Keeps a container's log below its bound: the older half goes to `.1`, which it replaces.
 
@@ -475,6 +487,6 @@ async def _bound_log(path: Path) -> None:
 
 
 def _rotate(path: Path) -> None:
-    path.with_suffix(".log.1").write_bytes(path.read_bytes())
+    _older(path).write_bytes(path.read_bytes())
     with path.open("r+b") as file:
         file.truncate(0)
