@@ -146,8 +146,10 @@ async def warm(cluster: LiveCluster, name: str, namespace: str) -> None:
     """The tier's cache is filled and its Deployments exist: it sleeps, ready to wake."""
 
     async def check() -> bool:
+        now = await status(cluster, name, namespace)
         made = await children(cluster, DEPLOYMENT, name, namespace)
-        assert made, await status(cluster, name, namespace)
+        assert made, now
+        assert len(made) == len(now.get("markets", ())), now
         return True
 
     await eventually(check, 60, f"{name} has Deployments")
@@ -230,7 +232,7 @@ def operator(cluster: LiveCluster, identity: str = "test") -> Iterator[Operator]
             process.wait(10)
 
 
-async def announced(it: Operator, deadline_s: float = 30) -> Operator:
+async def announced(it: Operator, deadline_s: float = 60) -> Operator:
     """The operator, once it listens."""
     file = it.log.with_name("addresses")
 
@@ -243,7 +245,7 @@ async def announced(it: Operator, deadline_s: float = 30) -> Operator:
     return it
 
 
-async def leading(it: Operator, deadline_s: float = 30) -> Operator:
+async def leading(it: Operator, deadline_s: float = 60) -> Operator:
     """The operator, once it leads."""
     await announced(it, deadline_s)
     await eventually(lambda: it.leads, deadline_s, "the operator leads")

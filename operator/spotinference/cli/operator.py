@@ -88,4 +88,4 @@ def run(
     logs.setup(level=settings.log_level)
     from spotinference.controller.app import main
 
-    raise typer.Exit(main(settings))
+    main(settings)

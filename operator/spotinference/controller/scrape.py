@@ -2,6 +2,8 @@
 
 One loop asks each pod when it is due: often while it works, seldom while it idles. A pod that
 cannot be read has no sample; whoever reads `sample_of` gets None and must not take it for zero.
+A pod that still loads is asked too, quietly, so that it has a sample when it becomes ready; and
+a replica that waits for leadership asks as well, so that it does not begin blind.
 """
 
 from __future__ import annotations
@@ -23,6 +25,8 @@ log = structlog.get_logger(__name__)
 
 IDLE_EVERY_S = 5.0
 BUSY_EVERY_S = 1.0
+RETRY_S = 0.5
+"""After a failure, and while a pod loads."""
 FRESH_S = 15.0
 """Older samples do not count: three idle scrapes missed."""
 TICK_S = 0.25
@@ -37,6 +41,7 @@ class _Target:
     sample: Sample | None = None
     sampled_at: float = 0.0
     failing: bool = False
+    ready: bool = False
 
 
 @dataclass(slots=True)
@@ -60,8 +65,6 @@ class Scraper:
         self._on_change = on_change
         self._targets: dict[str, _Target] = {}
         self._under_way: set[str] = set()
-        self.active = False
-        """scrapes only while we lead"""
         self.stats = ScrapeStats()
 
     def sample_of(self, uid: str) -> Sample | None:
@@ -77,24 +80,30 @@ class Scraper:
         """Until cancelled."""
         async with asyncio.TaskGroup() as group:
             while True:
-                if self.active:
-                    self._refresh_targets()
-                    for uid in self._due():
-                        self._under_way.add(uid)
-                        group.create_task(self._scrape(uid, self._targets[uid]))
+                self._refresh_targets()
+                for uid in self._due():
+                    self._under_way.add(uid)
+                    group.create_task(self._scrape(uid, self._targets[uid]))
                 await asyncio.sleep(TICK_S)
 
     def _refresh_targets(self) -> None:
         now = self._clock.monotonic()
-        ready = {
+        found = {
             pod["metadata"]["uid"]: pod for pod in self._store.all(POD).values() if scrapable(pod)
         }
-        for uid in [uid for uid in self._targets if uid not in ready]:
+        for uid in [uid for uid in self._targets if uid not in found]:
             del self._targets[uid]
-        for uid, pod in ready.items():
+        for uid, pod in found.items():
             ref = tier_of(POD, pod)
-            if uid not in self._targets and ref is not None:
-                self._targets[uid] = _Target(ref=ref, host=pod["status"]["podIP"], due_at=now)
+            if ref is None:
+                continue
+            target = self._targets.get(uid)
+            if target is None:
+                target = _Target(ref=ref, host=pod["status"]["podIP"], due_at=now)
+                self._targets[uid] = target
+            if is_ready(pod) and not target.ready:
+                target.ready = True
+                target.due_at = now if target.sample is None else target.due_at
 
     def _due(self) -> list[str]:
         now = self._clock.monotonic()
@@ -110,12 +119,14 @@ class Scraper:
         try:
             load = await self._engines.load(target.host, names.ENGINE_PORT)
         except ScrapeFailed as error:
+            target.due_at = self._clock.monotonic() + RETRY_S
+            if not target.ready:
+                return  # loading: nobody answers yet
             self.stats.failed[error.reason] = self.stats.failed.get(error.reason, 0) + 1
             if not target.failing:
                 log.warning("scrape.failed", tier=str(target.ref), error=str(error))
                 target.failing = True
                 self._on_change(target.ref)
-            target.due_at = self._clock.monotonic() + BUSY_EVERY_S
         else:
             self.stats.succeeded += 1
             self._keep(target, load)
@@ -148,14 +159,21 @@ def _numbers(sample: Sample) -> tuple[int, int, float, float]:
 
 
 def scrapable(pod: Json) -> bool:
-    """An engine pod that is ready and not on its way out."""
+    """An engine pod whose engine runs, not on its way out."""
     meta, status = pod["metadata"], pod.get("status", {})
     return (
         (meta.get("labels") or {}).get(names.LABEL_ROLE) == names.ROLE_ENGINE
         and meta.get("deletionTimestamp") is None
         and bool(status.get("podIP"))
         and any(
-            condition["type"] == "Ready" and condition["status"] == "True"
-            for condition in status.get("conditions") or ()
+            "running" in (container.get("state") or {})
+            for container in status.get("containerStatuses") or ()
         )
+    )
+
+
+def is_ready(pod: Json) -> bool:
+    return any(
+        condition["type"] == "Ready" and condition["status"] == "True"
+        for condition in pod.get("status", {}).get("conditions") or ()
     )
