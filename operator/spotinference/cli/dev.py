@@ -13,10 +13,11 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich.console import Console
 
 from spotinference import errors
 from spotinference.api import durations
-from spotinference.devcluster import assets, launch, paths, state, supervisor
+from spotinference.devcluster import assets, launch, paths, screen, state, supervisor
 from spotinference.devcluster import topology as topologies
 from spotinference.devcluster.processes import log_tail
 from spotinference.devcluster.progress import Progress
@@ -109,11 +110,7 @@ def status(
         typer.echo(json.dumps(found.model_dump(exclude=secret) | answer, indent=2))
         return
     typer.echo(launch.summary(where, found))
-    for process, row in answer["processes"].items():
-        health = "ok" if row["healthy"] else ("not ready" if row["alive"] else "down")
-        typer.echo(f"  {process:20} {health:10} pid {row['pid']:<8} restarts {row['restarts']}")
-    for node in answer.get("nodes", []):
-        typer.echo("  " + "  ".join(str(value) for value in node.values()))
+    Console(highlight=False, soft_wrap=True).print(screen.table(answer))
 
 
 @app.command()

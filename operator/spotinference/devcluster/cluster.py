@@ -32,7 +32,7 @@ from spotinference.devcluster.supervisor import Action, ControlApi, Keeper
 
 log = structlog.get_logger(__name__)
 
-OWN_PROCESSES_DEADLINE_S = 60.0
+OWN_PROCESSES_DEADLINE_S = 120.0
 """Operator and gateway import and list within 3 s; a busy machine takes several times that."""
 STOP_GRACE_S = 2.0
 """Nothing in a cluster that is thrown away is worth waiting for."""

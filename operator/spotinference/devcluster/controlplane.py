@@ -22,7 +22,7 @@ from spotinference.devcluster.paths import ClusterPaths
 from spotinference.devcluster.processes import ManagedProcess
 from spotinference.devcluster.state import write_private
 
-READY_DEADLINE_S = 60.0
+READY_DEADLINE_S = 120.0
 """Three seconds on an idle machine; a machine that compiles meanwhile is ten times slower."""
 READY_POLL_S = 0.1
 SERVICE_CIDR = "10.96.0.0/16"

@@ -13,13 +13,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from spotinference import errors
-from spotinference.devcluster import assets, leftovers, processes, state
+from spotinference.devcluster import assets, leftovers, processes, screen, state
 from spotinference.devcluster.options import Options
 from spotinference.devcluster.paths import ClusterPaths
 from spotinference.devcluster.progress import Progress
 from spotinference.devcluster.topology import Topology
 
-UP_DEADLINE_S = 180.0
+UP_DEADLINE_S = 300.0
 DOWN_DEADLINE_S = 20.0
 POLL_S = 0.05
 
@@ -46,6 +46,7 @@ def up(request: Request, *, detach: bool) -> None:
         return
     print("Ctrl-C takes it down.", flush=True)
     with contextlib.suppress(KeyboardInterrupt):
+        screen.follow(found, lambda: supervisor.poll() is not None)
         code = supervisor.wait()
         raise errors.ApiUnavailable(
             f"the cluster ended by itself (exit code {code}); "
@@ -116,9 +117,9 @@ def summary(paths: ClusterPaths, found: state.ClusterState) -> str:
 
 def find_log(paths: ClusterPaths, what: str) -> Path:
     """The log of a process, or the newest of a pod (by name, or `namespace/name`)."""
-    file = paths.log(what)
-    if file.is_file() and "/" not in what:
-        return file
+    for file in (paths.log(what), paths.logs / f"{what}.jsonl"):
+        if file.is_file() and "/" not in what:
+            return file
     namespace, _, pod = what.rpartition("/")
     matches = [
         entry
