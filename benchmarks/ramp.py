@@ -83,13 +83,13 @@ async def _observe(bed: ClusterHandle, line: Timeline, live: list[asyncio.Task[A
 
 async def measure() -> Report:
     report = Report("load 1 → 20 → 0 streams, at most 3 replicas, sim engine")
-    line = Timeline()
     async with (
         cluster("bench-ramp", topology=TOPOLOGY) as bed,
         aiohttp.ClientSession(auto_decompress=False) as session,
     ):
         await bed.apply(TIER)
         await bed.tier_until("ramp", asleep, deadline_s=60)
+        line = Timeline()
         live: list[asyncio.Task[Answer]] = []
 
         def start(count: int, tokens: int) -> None:
