@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import json
 import sys
+import tempfile
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -238,12 +239,12 @@ async def cluster(
 ) -> AsyncIterator[ClusterHandle]:
     """A cluster of this name from `up` to `down` (unless `keep`). `topology` is YAML text."""
     arguments = ["dev", "up", "--name", name, "--engine", engine, "--detach"]
-    if topology is not None:
-        file = cluster_paths.cache_dir() / f"topology-{name}.yaml"
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text(topology)
-        arguments += ["--topology", str(file)]
-    await command(*arguments)
+    with tempfile.NamedTemporaryFile("w", suffix=".yaml") as file:
+        if topology is not None:
+            file.write(topology)
+            file.flush()
+            arguments += ["--topology", file.name]
+        await command(*arguments)
     try:
         handle = await open_cluster(name)
         try:
