@@ -26,7 +26,7 @@ from spotinference.core import manifests, weights
 from spotinference.core.diff import difference, quantity, stamped
 from spotinference.core.fleet import Fleet, Place, owned
 from spotinference.core.manifests import Subject
-from spotinference.core.observed import Observed
+from spotinference.core.observed import Market, Observed
 from spotinference.core.placement import Placement
 from spotinference.core.plan import Apply, Delete
 from spotinference.core.weights import Weights
@@ -79,7 +79,7 @@ def changes(observed: Observed, fleet: Fleet, stock: Weights, where: Placement) 
     applies = _fixed(observed, subject, reverted) + _claims(observed, subject)
     jobs = weights.job_changes(observed, subject, stock)
     applies += [Apply(JOB, job) for job in jobs.applies]
-    scales, rolls = _deployments(subject, fleet, stock, where, reverted)
+    scales, rolls = _deployments(observed, fleet, stock, where, reverted)
     deletes = [_delete(JOB, job) for job in jobs.deletes]
     deletes += [_delete(DEPLOYMENT, live) for live in fleet.obsolete if not _going(live)]
     return Changes(
@@ -129,7 +129,7 @@ def _outgrown(desired: Json, live: Json) -> bool:
 
 
 def _deployments(
-    subject: Subject, fleet: Fleet, stock: Weights, where: Placement, reverted: list[str]
+    observed: Observed, fleet: Fleet, stock: Weights, where: Placement, reverted: list[str]
 ) -> tuple[list[Apply], list[Apply]]:
     """Scale writes apart from all others: they are what a waiting client needs."""
     scales: list[Apply] = []
@@ -138,6 +138,8 @@ def _deployments(
         return _only_downscales(fleet.places, where), []
     scales += _only_downscales([p for p in fleet.places if p.closed], where)
     rolling = any(_rolls(p) for p in fleet.places)
+    subject = subject_of(observed)
+    decided = {Market(m.pool, m.zone): m.desired for m in observed.status.markets}
     for p in fleet.places:
         if p.closed:
             continue
@@ -152,6 +154,8 @@ def _deployments(
             continue
         pinned = _pinned(desired, live)
         if p.spec_replicas != wanted:
+            if decided.get(p.market) == wanted:
+                reverted.append(_by_hand(DEPLOYMENT, desired, "spec.replicas"))
             scales.append(Apply(DEPLOYMENT, pinned))
         elif _new_template(desired, live) and wanted > 0:
             # One market at a time: elsewhere the old revision goes on serving.
@@ -206,9 +210,13 @@ def _edited(desired: Json, live: Json, kind: Kind, reverted: list[str]) -> bool:
     """Whether `live` must be written; notes it when a hand, not a new spec, is the reason."""
     path = difference(desired, live)
     if path and _hash(desired) == _hash(live):
-        name = desired["metadata"]["name"]
-        reverted.append(f"{kind.kind} {name}: {path} was changed by somebody else and is put back")
+        reverted.append(_by_hand(kind, desired, path))
     return bool(path)
+
+
+def _by_hand(kind: Kind, desired: Json, path: str) -> str:
+    name = desired["metadata"]["name"]
+    return f"{kind.kind} {name}: {path} was changed by somebody else and is put back"
 
 
 def _rolls(place: Place) -> bool:

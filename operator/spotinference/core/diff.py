@@ -24,6 +24,9 @@ _KEYED_BY = {
 }
 """Lists that the API server merges by key: entries of other owners survive our apply."""
 
+_ATOMIC_MAPS = frozenset({"selector", "matchLabels", "nodeSelector"})
+"""Maps that mean something else with a key more; the API server replaces them as a whole."""
+
 _QUANTITIES = frozenset({"requests", "limits"})
 _SUFFIXES = {
     "m": Decimal("0.001"),
@@ -99,6 +102,8 @@ def _difference(desired: object, live: object, path: str, name: str, parent: str
 
 def _dict_difference(desired: Json, live: Json, path: str) -> str:
     parent = path.rsplit(".", 1)[-1]
+    if parent in _ATOMIC_MAPS and live.keys() - desired.keys():
+        return path
     for key, value in desired.items():
         where = f"{path}.{key}" if path else key
         if key not in live:

@@ -34,6 +34,27 @@ def test_hand_scaled_replicas_are_put_back_in_one_step() -> None:
     w.children[ENGINE]["spec"]["replicas"] = 4
     w.step()
     assert w.replicas == {"spot-a/zone-1": 1}
+    assert any(e.startswith("Reverted") and "spec.replicas" in e for e in w.events)
+
+
+def test_a_selector_with_a_key_more_is_put_back() -> None:
+    w = world()
+    w.children[("Service", "chat-engine")]["spec"]["selector"]["app"] = "mine"
+    w.step()
+    assert "app" not in w.children[("Service", "chat-engine")]["spec"]["selector"]
+
+
+def test_no_event_blames_anybody_for_what_the_tier_does_itself() -> None:
+    w = serving()
+    w.streams = 20
+    w.run(200)
+    w.reclaim(next(iter(w.nodes)))
+    w.run(200)
+    w.streams = 0
+    w.edit(engine={"maxModelLen": 1024})
+    w.run(2000)
+    assert w.total == 0
+    assert not [e for e in w.events if e.startswith("Reverted")]
 
 
 def test_a_deployment_woken_by_hand_is_put_to_sleep() -> None:
