@@ -20,6 +20,7 @@ log = structlog.get_logger(__name__)
 
 ENGINE_KEEPALIVE_S = 4.0
 """Below uvicorn's 5 s: a connection that the engine is about to close is not used again."""
+END_TIMEOUT_S = 0.05
 MAX_ERROR_BYTES = 64 * 1024
 MAX_MODELS_BYTES = 1024 * 1024
 _SHUTDOWN = b"cannot schedule new futures after shutdown"
@@ -193,6 +194,14 @@ class Engines:
                 return response.status == 200
         except (aiohttp.ClientError, OSError, TimeoutError):
             return False
+
+
+async def to_the_end(response: aiohttp.ClientResponse) -> None:
+    """After [DONE] only the end of the body is missing: with it the connection can be kept."""
+    with contextlib.suppress(TimeoutError, aiohttp.ClientError):
+        async with asyncio.timeout(END_TIMEOUT_S):
+            while not response.content.at_eof():
+                await response.content.readany()
 
 
 async def _bounded(response: aiohttp.ClientResponse, limit: int) -> bytes:

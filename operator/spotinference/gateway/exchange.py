@@ -232,6 +232,7 @@ class Exchange:
             if not chunks.sound(whole):  # [DONE] is not: it ends the answer or it does not
                 await self._with_care(replica, whole)
                 if done:
+                    await engines.to_the_end(response)
                     return
                 continue
             if first:
@@ -301,6 +302,7 @@ class Exchange:
                     self._count(request, "continued")
                 await self._reply.write(out)
                 if self._delivered.done:
+                    await engines.to_the_end(response)
                     return
         raise Lost(f"{replica.name}: the stream ended without [DONE]")
 
