@@ -80,6 +80,20 @@ async def test_a_launch_that_nobody_waits_for_any_more_is_called_off(nodes: Node
     assert nodes.bill(booting["name"]) == ["launch", "end"]
 
 
+async def test_capacity_that_ends_during_a_launch_fails_the_launch(nodes: Nodes, ns: str) -> None:
+    where = Market("gke", "zone-slow")
+    await nodes.pod(ns, market=where)
+
+    async def boots() -> Json | None:
+        return next(iter(await launched(nodes, where)), None)
+
+    booting = await eventually(boots)
+    await nodes.live.set_capacity("gke", "zone-slow", 0)
+    assert await launched(nodes, where) == []
+    assert nodes.bill(booting["name"]) == ["launch", "end"]
+    await nodes.live.set_capacity("gke", "zone-slow", 1)
+
+
 async def test_a_pod_without_gpu_gets_a_cpu_node_of_its_zone(nodes: Nodes, ns: str) -> None:
     await nodes.pod(ns, spec={"nodeSelector": {"topology.kubernetes.io/zone": "zone-b"}})
     node = await node_of(nodes, ns)

@@ -27,7 +27,7 @@ pools:
     idleAfter: 2s
     price: 1.0
     markets:
-      - {zone: zone-a, capacity: 4}
+      - {zone: zone-a, capacity: 8}
       - {zone: zone-b, capacity: 2}
       - {zone: zone-empty, capacity: 0}
       - {zone: zone-slow, capacity: 1, bootDelay: 30s}
@@ -229,7 +229,10 @@ async def nodes(nodes_process: Started) -> AsyncIterator[Nodes]:
 
 
 @pytest.fixture
-async def ns(nodes: Nodes, request: pytest.FixtureRequest) -> str:
-    """A namespace of the test's own."""
+async def ns(nodes: Nodes, request: pytest.FixtureRequest) -> AsyncIterator[str]:
+    """A namespace of the test's own; its pods go with the test, so that others find capacity."""
     name = request.node.name.replace("_", "-").replace("[", "-").replace("]", "")
-    return await nodes.live.namespace(f"n-{name.removeprefix('test-')[:50].strip('-')}".lower())
+    namespace = f"n-{name.removeprefix('test-')[:50].strip('-')}".lower()
+    yield await nodes.live.namespace(namespace)
+    for pod in (await nodes.kube.list(POD, namespace)).items:
+        await nodes.kube.delete(POD, pod["metadata"]["name"], namespace, grace_s=0)

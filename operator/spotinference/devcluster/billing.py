@@ -32,7 +32,7 @@ class Bill:
         self._write("ready", node, {})
 
     def ended(self, node: str, reason: str) -> None:
-        """`reason`: idle, cancelled, reclaimed, lost, agent-restarted."""
+        """`reason`: idle, cancelled, no-capacity, reclaimed, lost, deleted."""
         self._write("end", node, {"reason": reason})
 
     def _write(self, event: str, node: str, more: dict[str, object]) -> None:
