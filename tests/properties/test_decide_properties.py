@@ -63,11 +63,13 @@ class Act:
             case "pause":
                 w.edit(paused=bool(self.number % 2))
             case "scale":
-                w.edit(replicas=self.number % 4)
+                w.edit(replicas=self.number % (w.spec.scaling.max_replicas + 1))
             case "limits":
                 least = self.number % 3
                 rules = w.spec.scaling.model_dump(by_alias=True)
-                w.edit(scaling={**rules, "minReplicas": least, "maxReplicas": least + 2})
+                w.edit(
+                    scaling={**rules, "minReplicas": least, "maxReplicas": least + 2}, replicas=None
+                )
             case "engine":
                 w.edit(engine={"maxModelLen": 1024 + self.number % 5})
             case "pools":

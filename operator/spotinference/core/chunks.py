@@ -18,6 +18,7 @@ DONE = b"data: [DONE]\n\n"
 DONE_DATA = b"[DONE]"
 
 _IDS = re.compile(rb'"((?:prompt_)?token_ids)"\s*:\s*\[[^\]]*\]')
+_IDS_KEY = b'"token_ids":['
 _TROUBLE = re.compile(rb'data: ?\{\s*"error"|"finish_reason"\s*:\s*"(?:abort|error)"')
 
 
@@ -61,7 +62,14 @@ def hide_token_ids(raw: bytes) -> bytes:
 
     Inside a JSON string each quote is escaped, so the pattern can only match a real key.
     """
-    return _IDS.sub(rb'"\1":null', raw) if b'token_ids"' in raw else raw
+    at = raw.find(_IDS_KEY)
+    if at < 0:
+        return _IDS.sub(rb'"\1":null', raw) if b'token_ids"' in raw else raw
+    end = raw.find(b"]", at)
+    rest = raw[end + 1 :]
+    if b'token_ids"' in rest or raw.find(b'token_ids"') < at:
+        return _IDS.sub(rb'"\1":null', raw)
+    return raw[: at + len(_IDS_KEY) - 1] + b"null" + rest  # one chunk of one choice: nearly all
 
 
 def sound(raw: bytes) -> bool:
@@ -71,7 +79,7 @@ def sound(raw: bytes) -> bool:
     """
     if not (raw.startswith(b"data: {") and raw.endswith(b"}\n\n")):
         return False
-    if raw.count(b"\n\n") != raw.count(b"}\n\ndata: {") + 1:
+    if raw.find(b"\n\n") != len(raw) - 2 and (raw.count(b"\n\n") != raw.count(b"}\n\ndata: {") + 1):
         return False
     if not raw.isascii() and not _utf8(raw):
         return False

@@ -8,14 +8,18 @@ from __future__ import annotations
 
 import re
 from array import array
+from collections import deque
 from dataclasses import dataclass, field
+from itertools import islice
 
 from spotinference.api.kinds import Json
 from spotinference.core import chunks, stream
 from spotinference.core.chunks import Endpoint, Identity
 
-MAX_RAW_BYTES = 64 * 1024
-"""Raw events kept before they are parsed: about 250 chunks, a millisecond of parsing."""
+MAX_RAW_BYTES = 256 * 1024
+"""Raw events kept unparsed: about 1,000 chunks, so most answers end without being parsed."""
+SETTLE_BYTES = 16 * 1024
+"""Parsed at once when the bound is reached: a fraction of a millisecond."""
 MAX_TOKENS = 2_000_000
 """Beyond this an answer is no longer continuable (8 MB of ids)."""
 
@@ -58,7 +62,7 @@ class Delivered:
     choices_finished: set[int] = field(default_factory=set)
     _mark_tokens: array[int] = field(default_factory=lambda: array("q", [0]))
     _mark_chars: array[int] = field(default_factory=lambda: array("q", [0]))
-    _raw: list[bytes] = field(default_factory=list)
+    _raw: deque[bytes] = field(default_factory=deque)
     _raw_bytes: int = 0
 
     def record(self, raw: bytes) -> None:
@@ -66,16 +70,22 @@ class Delivered:
         self._raw.append(raw)
         self._raw_bytes += len(raw)
         if self._raw_bytes > MAX_RAW_BYTES:
-            self.settle()
+            self._settle_to(MAX_RAW_BYTES - SETTLE_BYTES)
 
     def settle(self) -> None:
         """Parses what was recorded since the last time."""
-        raw, self._raw, self._raw_bytes = b"".join(self._raw), [], 0
-        for event in stream.events(raw):
-            if event.data == chunks.DONE_DATA:
-                self.done = True
-            elif event.data is not None and (chunk := chunks.decode(event.data)) is not None:
-                self.absorb(chunk)
+        self._settle_to(0)
+
+    def _settle_to(self, left_bytes: int) -> None:
+        """Parses the oldest until no more than this many bytes are left unparsed."""
+        while self._raw and self._raw_bytes > left_bytes:
+            raw = self._raw.popleft()
+            self._raw_bytes -= len(raw)
+            for event in stream.events(raw):
+                if event.data == chunks.DONE_DATA:
+                    self.done = True
+                elif event.data is not None and (chunk := chunks.decode(event.data)) is not None:
+                    self.absorb(chunk)
 
     def absorb(self, chunk: Json) -> None:
         """One chunk that the client has."""
@@ -117,7 +127,9 @@ class Delivered:
         `[DONE]` without that ends nothing: an engine that
         shuts down answers a token prompt with `[DONE]` alone.
         """
-        if choices == 1 and any(_FINISH.search(raw) for raw in self._raw[-_LAST_WRITES:]):
+        if choices == 1 and any(
+            _FINISH.search(raw) for raw in islice(reversed(self._raw), _LAST_WRITES)
+        ):
             return True
         self.settle()
         return len(self.choices_finished) >= choices

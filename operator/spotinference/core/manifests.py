@@ -174,7 +174,7 @@ def cache_job(subject: Subject, zone: str | None, revision: str) -> Json:
     name = names.cache_job(subject.ref.name, zone, subject.spec.model.revision)
     spec = {
         "backoffLimit": JOB_RETRIES,
-        "template": {"metadata": {"labels": labels}, "spec": pod},
+        "template": {"metadata": {"labels": dict(labels)}, "spec": pod},
     }
     manifest = _child(subject, JOB, name, spec=spec)
     manifest["metadata"]["labels"] = labels
@@ -198,10 +198,10 @@ def engine_deployment(
         "revisionHistoryLimit": 1,
         "progressDeadlineSeconds": round(durations.seconds(spec.engine.startup))
         + DEADLINE_MARGIN_S,
-        "selector": {"matchLabels": labels},
+        "selector": {"matchLabels": dict(labels)},
         "strategy": {"type": "RollingUpdate", "rollingUpdate": rolling},
         "template": {
-            "metadata": {"labels": labels},
+            "metadata": {"labels": dict(labels)},
             "spec": _engine_pod(subject, market, pool, revision),
         },
     }
