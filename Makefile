@@ -63,6 +63,7 @@ lock: env ## resolve the requirements anew (hashes, no index addresses)
 	@UV_CUSTOM_COMPILE_COMMAND="make lock" .venv/bin/uv pip compile --quiet --upgrade pyproject.toml --group dev -o requirements/dev.txt
 	@echo uv | UV_CUSTOM_COMPILE_COMMAND="make lock" .venv/bin/uv pip compile --quiet --upgrade - -o requirements/uv.txt
 	@echo hatchling | UV_CUSTOM_COMPILE_COMMAND="make lock" .venv/bin/uv pip compile --quiet --upgrade - -o requirements/build.txt
+	@UV_CUSTOM_COMPILE_COMMAND="make lock" .venv/bin/uv pip compile --quiet --upgrade --no-annotate --override requirements/engine-overrides.txt requirements/engine.in -o requirements/engine.txt
 bench: assets ## measure wake, idle writes and gateway (benchmarks/)
 	@for f in benchmarks/*.py; do echo "== $$f"; $(PY) $$f || exit 1; done
 wheel: env ## build the wheel into dist/
