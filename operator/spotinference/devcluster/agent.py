@@ -23,7 +23,8 @@ from spotinference.clients.kube import Kube
 from spotinference.clients.reflector import Reflector
 from spotinference.devcluster import processes, sessions
 from spotinference.devcluster.billing import Bill
-from spotinference.devcluster.containers import INHERITED, Timing
+from spotinference.devcluster.containers import INHERITED
+from spotinference.devcluster.containerstate import Timing
 from spotinference.devcluster.events import Events
 from spotinference.devcluster.fleet import Fleet, Surroundings
 from spotinference.devcluster.images import ImageTable

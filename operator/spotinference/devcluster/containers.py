@@ -10,8 +10,7 @@ import asyncio
 import contextlib
 import signal
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from datetime import datetime
+from dataclasses import dataclass
 from pathlib import Path
 
 import aiohttp
@@ -20,7 +19,16 @@ import structlog
 from spotinference import errors
 from spotinference.api.kinds import Json
 from spotinference.clients.clock import Clock
-from spotinference.devcluster import mounts, probes, sandbox, sessions
+from spotinference.devcluster import mounts, podlogs, probes, sandbox, sessions
+from spotinference.devcluster.containerstate import (
+    Backoff,
+    ContainerStatus,
+    Running,
+    Terminated,
+    Timing,
+    Waiting,
+    restarts,
+)
 from spotinference.devcluster.events import Events
 from spotinference.devcluster.images import Image, ImageTable, ImageUnknown
 from spotinference.devcluster.sandbox import Mounts
@@ -31,62 +39,12 @@ log = structlog.get_logger(__name__)
 TERMINATION_MESSAGE_BYTES = 4096
 LOG_TAIL_BYTES = 2048
 """How much of the log stands in for a termination message (FallbackToLogsOnError)."""
-LOG_LIMIT_BYTES = 16 * 1024 * 1024
-LOG_CHECK_S = 10.0
-LOGS_KEPT = 5
-"""Of one container: the logs of its latest restarts."""
 CONFIG_RETRY_S = 2.0
 MINIMUM_GRACE_S = 2.0
 """What is left for SIGTERM when preStop has used up the grace period (kubelet)."""
 INHERITED = ("PATH", "LANG", "LC_ALL", "TZ", "LD_LIBRARY_PATH", "SSL_CERT_FILE", "TMPDIR")
 ENV_TERMINATION_LOG = "SPOTINFERENCE_TERMINATION_LOG"
 DEFAULT_TERMINATION_PATH = "/dev/termination-log"
-
-
-@dataclass(frozen=True, slots=True)
-class Timing:
-    """Waiting times of the kubelet; tests shorten them."""
-
-    backoff_s: float = 10.0
-    backoff_max_s: float = 300.0
-    heartbeat_s: float = 10.0
-    status_heartbeat_s: float = 60.0
-    pull_retry_s: float = 10.0
-
-
-@dataclass(frozen=True, slots=True)
-class Waiting:
-    reason: str
-    message: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class Running:
-    started_at: datetime
-
-
-@dataclass(frozen=True, slots=True)
-class Terminated:
-    exit_code: int
-    reason: str
-    message: str
-    started_at: datetime | None
-    finished_at: datetime
-
-
-State = Waiting | Running | Terminated
-
-
-@dataclass(slots=True)
-class ContainerStatus:
-    name: str
-    image: str
-    state: State = field(default_factory=lambda: Waiting("ContainerCreating"))
-    last: Terminated | None = None
-    restarts: int = 0
-    started: bool = False
-    ready: bool = False
-    container_id: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,23 +76,8 @@ class _Launch:
     termination_file: Path
 
 
-class Backoff:
-    """CrashLoopBackOff: at once, then base, doubling to the bound; forgotten after a long run."""
-
-    def __init__(self, base_s: float, max_s: float) -> None:
-        self._base_s, self._max_s = base_s, max_s
-        self._next_s = 0.0
-
-    def after(self, ran_s: float) -> float:
-        if ran_s > 2 * self._max_s:
-            self._next_s = 0.0
-        delay_s = self._next_s
-        self._next_s = min(self._max_s, max(self._base_s, delay_s * 2))
-        return delay_s
-
-
 class ContainerRunner:
-    def __init__(self, spec: Json, box: PodBox, changed: Callable[[], None], restarts: int) -> None:
+    def __init__(self, spec: Json, box: PodBox, changed: Callable[[], None], started: int) -> None:
         self._spec = spec
         self._box = box
         self._changed = changed
@@ -145,7 +88,7 @@ class ContainerRunner:
         self._kill_timer: asyncio.TimerHandle | None = None
         self._launch: _Launch | None = None
         self._stop_reason: str | None = None
-        self.status = ContainerStatus(spec["name"], spec.get("image", ""), restarts=restarts)
+        self.status = ContainerStatus(spec["name"], spec.get("image", ""), restarts=started)
 
     # --- life ------------------------------------------------------------------------------------
 
@@ -157,7 +100,7 @@ class ContainerRunner:
                 if launch is None:
                     return
                 ended = await self._run_once(launch)
-                if self._stopping.is_set() or not _restarts(restart_policy, ended.exit_code):
+                if self._stopping.is_set() or not restarts(restart_policy, ended.exit_code):
                     return
                 await self._back_off(ended)
                 self.status.restarts += 1
@@ -218,8 +161,10 @@ class ContainerRunner:
     async def _run_once(self, launch: _Launch) -> Terminated:
         box, status = self._box, self.status
         started_at = box.clock.now()
-        log_file = box.logs / _log_name(box.pod, status.name, status.restarts)
-        _forget_log(box.logs / _log_name(box.pod, status.name, status.restarts - LOGS_KEPT))
+        log_file = box.logs / podlogs.file_name(box.pod, status.name, status.restarts)
+        podlogs.forget(
+            box.logs / podlogs.file_name(box.pod, status.name, status.restarts - podlogs.KEPT)
+        )
         self._launch, self._stop_reason = launch, None
         try:
             session = await sessions.start(
@@ -239,7 +184,7 @@ class ContainerRunner:
         async with asyncio.TaskGroup() as tasks:
             beside = [
                 tasks.create_task(self._probe()),
-                tasks.create_task(_bound_log(log_file)),
+                tasks.create_task(podlogs.keep_bounded(log_file)),
             ]
             code = await session.wait()
             for task in beside:
@@ -282,13 +227,13 @@ class ContainerRunner:
 
     def _termination_message(self, launch: _Launch, log_file: Path, code: int) -> str:
         with contextlib.suppress(OSError):
-            message = _tail(launch.termination_file, TERMINATION_MESSAGE_BYTES)
+            message = podlogs.tail(launch.termination_file, TERMINATION_MESSAGE_BYTES)
             if message:
                 return message
         policy = self._spec.get("terminationMessagePolicy", "File")
         if policy == "FallbackToLogsOnError" and code != 0:
             with contextlib.suppress(OSError):
-                return _tail(log_file, LOG_TAIL_BYTES)
+                return podlogs.tail(log_file, LOG_TAIL_BYTES)
         return ""
 
     # --- probes ----------------------------------------------------------------------------------
@@ -376,7 +321,7 @@ class ContainerRunner:
                 code = await session.wait()
         finally:
             session.kill()
-        return code, _tail(output, probes.EXEC_OUTPUT_LIMIT)
+        return code, podlogs.tail(output, probes.EXEC_OUTPUT_LIMIT)
 
     # --- stopping --------------------------------------------------------------------------------
 
@@ -441,52 +386,9 @@ class ContainerRunner:
             self._stop_task = None
 
 
-def _restarts(policy: str, exit_code: int) -> bool:
-    return policy == "Always" or (policy == "OnFailure" and exit_code != 0)
-
-
 def _ports(spec: Json) -> dict[str, int]:
     return {
         port["name"]: int(port["containerPort"])
         for port in spec.get("ports") or []
         if port.get("name")
     }
-
-
-def _log_name(pod: Json, container: str, restarts: int) -> str:
-    meta = pod["metadata"]
-    return f"{meta['namespace']}_{meta['name']}_{container}_{restarts}.log"
-
-
-def _tail(path: Path, limit: int) -> str:
-    with path.open("rb") as file:
-        file.seek(0, 2)
-        file.seek(max(0, file.tell() - limit))
-        return file.read().decode(errors="replace").strip()
-
-
-def _older(log_file: Path) -> Path:
-    return log_file.with_suffix(".log.1")
-
-
-def _forget_log(log_file: Path) -> None:
-    log_file.unlink(missing_ok=True)
-    _older(log_file).unlink(missing_ok=True)
-
-
-async def _bound_log(path: Path) -> None:
-    """Keeps a container's log below its bound: the older half goes to `.1`, which it replaces.
-
-    The container appends, so its next line goes to the new end of the emptied file.
-    """
-    while True:
-        await asyncio.sleep(LOG_CHECK_S)
-        with contextlib.suppress(OSError):
-            if path.stat().st_size > LOG_LIMIT_BYTES:
-                await asyncio.to_thread(_rotate, path)
-
-
-def _rotate(path: Path) -> None:
-    _older(path).write_bytes(path.read_bytes())
-    with path.open("r+b") as file:
-        file.truncate(0)

@@ -15,7 +15,7 @@ from spotinference.api.kinds import LEASE, NODE, Json
 from spotinference.clients.clock import Clock
 from spotinference.clients.kube import Kube
 from spotinference.core.observed import Market
-from spotinference.devcluster.containers import Timing
+from spotinference.devcluster.containerstate import Timing
 from spotinference.devcluster.events import Events
 from spotinference.devcluster.market import HOSTNAME_LABEL, Offer
 from spotinference.devcluster.notice import Signs

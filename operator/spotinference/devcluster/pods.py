@@ -22,15 +22,8 @@ from spotinference.api.kinds import POD, Json
 from spotinference.clients.clock import Clock
 from spotinference.clients.kube import Kube
 from spotinference.devcluster import mounts, podstatus
-from spotinference.devcluster.containers import (
-    ContainerRunner,
-    ContainerStatus,
-    PodBox,
-    Running,
-    Terminated,
-    Timing,
-    Waiting,
-)
+from spotinference.devcluster.containers import ContainerRunner, PodBox
+from spotinference.devcluster.containerstate import ContainerStatus, State, Terminated, Timing
 from spotinference.devcluster.events import Events
 from spotinference.devcluster.images import ImageTable
 from spotinference.devcluster.mounts import ClaimFolder
@@ -344,5 +337,5 @@ def _phase(pod: Json) -> str:
     return str((pod.get("status") or {}).get("phase", "Pending"))
 
 
-def _succeeded(state: Waiting | Running | Terminated) -> bool:
+def _succeeded(state: State) -> bool:
     return isinstance(state, Terminated) and state.exit_code == 0

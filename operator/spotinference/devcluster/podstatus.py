@@ -9,7 +9,7 @@ from typing import assert_never
 
 from spotinference.api import times
 from spotinference.api.kinds import Json
-from spotinference.devcluster.containers import (
+from spotinference.devcluster.containerstate import (
     ContainerStatus,
     Running,
     State,

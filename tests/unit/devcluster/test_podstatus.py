@@ -8,7 +8,7 @@ import pytest
 
 from spotinference.api.kinds import Json
 from spotinference.devcluster import podstatus
-from spotinference.devcluster.containers import (
+from spotinference.devcluster.containerstate import (
     Backoff,
     ContainerStatus,
     Running,
