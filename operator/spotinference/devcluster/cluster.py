@@ -100,7 +100,7 @@ class Cluster:
         await self._start_own(tasks)
 
     async def _start_hub(self) -> None:
-        models.provide(self.options.engine, self.paths.hub)
+        models.provide(self.options, self.paths.hub)
         self._hub = HubServer(self.paths.hub, self.block.hub, 0, self.paths.hub_log)
         await self._hub.start()
         self.state.hub_url = self._hub.url
@@ -110,7 +110,7 @@ class Cluster:
             kube,
             self.paths,
             self.options.topology,
-            models.images_of(self.options.engine, self.options.topology),
+            models.images_of(self.options),
             addresses=self.block.pods(),
             host_ip=self.block.host,
         )

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from spotinference import errors
-from spotinference.devcluster import assets, leftovers, processes, screen, state
+from spotinference.devcluster import assets, leftovers, models, processes, screen, state
 from spotinference.devcluster.options import Options
 from spotinference.devcluster.paths import ClusterPaths
 from spotinference.devcluster.progress import Progress
@@ -64,7 +64,19 @@ def start(
         with state.Ownership(request.paths):  # says what to do
             pass
     binaries = assets.control_plane(request.assets, progress)
-    supervisor = _spawn(request, binaries, bound_to_us=bound_to_us)
+    engine = models.real_engine(progress) if request.engine == "vllm" else None
+    options = Options(
+        name=request.paths.name,
+        engine=request.engine,
+        topology=request.topology,
+        binaries=binaries,
+        vllm=engine and engine.vllm,
+        demo_model=engine and engine.model,
+        operator=request.operator,
+        gateway=request.gateway,
+        gateway_port=request.gateway_port,
+    )
+    supervisor = _spawn(request.paths, options, bound_to_us=bound_to_us)
     try:
         return supervisor, _wait_ready(request.paths, supervisor, progress)
     except BaseException:
@@ -140,32 +152,21 @@ def kubectl_program() -> Path:
         return assets.control_plane(None, progress)["kubectl"]
 
 
-def _spawn(
-    request: Request, binaries: dict[str, Path], *, bound_to_us: bool
-) -> subprocess.Popen[bytes]:
-    options = Options(
-        name=request.paths.name,
-        engine=request.engine,
-        topology=request.topology,
-        binaries=binaries,
-        operator=request.operator,
-        gateway=request.gateway,
-        gateway_port=request.gateway_port,
-    )
-    request.paths.root.parent.mkdir(parents=True, exist_ok=True)
+def _spawn(paths: ClusterPaths, options: Options, *, bound_to_us: bool) -> subprocess.Popen[bytes]:
+    paths.root.parent.mkdir(parents=True, exist_ok=True)
     env = {
         **os.environ,
-        **processes.marker_env(request.paths),
+        **processes.marker_env(paths),
         **processes.python_env(),
     }
-    with request.paths.start_log.open("wb") as log:
+    with paths.start_log.open("wb") as log:
         supervisor = subprocess.Popen(
             [sys.executable, "-m", "spotinference.devcluster.cluster"],
             stdin=subprocess.PIPE,
             stdout=log,
             stderr=log,
             env=env,
-            cwd=request.paths.root.parent,
+            cwd=paths.root.parent,
             start_new_session=True,
             preexec_fn=processes.end_with_parent if bound_to_us else None,  # noqa: PLW1509 - one thread
         )

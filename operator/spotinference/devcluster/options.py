@@ -17,6 +17,10 @@ class Options(BaseModel):
     engine: Engine
     topology: Topology
     binaries: dict[str, Path]
+    vllm: Path | None = None
+    """The real engine's executable; None: the simulated engine"""
+    demo_model: Path | None = None
+    """The repository that the hub offers; None: one that the simulated engine loads"""
     operator: bool = True
     gateway: bool = True
     gateway_port: int = 0
