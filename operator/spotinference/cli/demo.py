@@ -79,7 +79,7 @@ def _play_on(narrator: Narrator, name: str) -> None:
     }
     narrator.note("The cluster keeps running. Play on:")
     narrator.block(
-        f"spotinference dev kubectl --name {name} get itier,pods,nodes\n"
+        f"spotinference dev --name {name} kubectl get itier,pods,nodes\n"
         f"curl -N {found.gateway_url}/v1/chat/completions "
         f"-H 'Authorization: Bearer {found.api_key}' "
         f"-H 'Content-Type: application/json' -d '{json.dumps(body)}'\n"
