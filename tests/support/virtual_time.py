@@ -72,4 +72,5 @@ def virtual_time(
 
     # pytest would take the test's parameter for a fixture.
     del run.__wrapped__
+    run.place_as = test  # type: ignore[attr-defined]  # where pytest says that the test stands
     return run

@@ -33,6 +33,7 @@ class FakeApi:
     """(verb, kind, name) in order"""
     refusals: dict[tuple[str, str], errors.SpotinferenceError] = field(default_factory=dict)
     version: int = 1000
+    down: bool = False
 
     def put(self, kind: Kind, body: Json) -> Json:
         self.version += 1
@@ -43,6 +44,8 @@ class FakeApi:
         return copy.deepcopy(stored)
 
     async def get(self, kind: Kind, name: str, namespace: str | None = None) -> Json:
+        if self.down:
+            raise errors.ApiUnavailable("down")
         try:
             return copy.deepcopy(self.objects[kind.kind, namespace or "", name])
         except KeyError:

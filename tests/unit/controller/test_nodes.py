@@ -1,0 +1,157 @@
+"""Node health by what we saw ourselves: renewals, absence, notices."""
+
+from __future__ import annotations
+
+import asyncio
+
+from spotinference.api.kinds import LEASE, NODE, POD, Json
+from spotinference.api.pool import PoolSpec
+from spotinference.controller.nodes import NODE_LEASES, UNSEEN_GRACE_S, signature
+from spotinference.core.observed import NodeHealth
+from tests.support.virtual_time import VirtualClock, virtual_time
+from tests.unit.controller.objects import engine_pod, obj
+from tests.unit.controller.world import Shell
+
+POOL = PoolSpec(capacity_type="spot", provider="karpenter", zones=["zone-a"], notice_seconds=120)
+
+
+def node(*, version: int = 1, taints: list[Json] | None = None, ready: str = "True") -> Json:
+    return obj(
+        NODE,
+        "node-1",
+        namespace=None,
+        version=version,
+        spec={"taints": taints or []},
+        status={"conditions": [{"type": "Ready", "status": ready}]},
+    )
+
+
+def renew(it: Shell, clock: VirtualClock) -> None:
+    body = obj(LEASE, "node-1", namespace=NODE_LEASES)
+    body["spec"] = {"renewTime": str(clock.monotonic())}
+    it.api.put(LEASE, body)
+
+
+def running(clock: VirtualClock) -> tuple[Shell, asyncio.Task[None]]:
+    it = Shell(clock)
+    it.have(NODE, node())
+    it.have(POD, engine_pod())
+    renew(it, clock)
+    return it, asyncio.create_task(it.nodes.run())
+
+
+def health(it: Shell) -> NodeHealth:
+    return it.nodes.view("node-1", POOL).health
+
+
+@virtual_time
+async def test_a_node_that_renews_is_healthy(clock: VirtualClock) -> None:
+    it, _ = running(clock)
+    for _ in range(30):
+        renew(it, clock)
+        await asyncio.sleep(10)
+        assert health(it) is NodeHealth.HEALTHY
+    assert it.changed_nodes == []
+
+
+@virtual_time
+async def test_three_missed_renewals_make_a_node_stale_and_one_renewal_mends_it(
+    clock: VirtualClock,
+) -> None:
+    it, _ = running(clock)
+    await asyncio.sleep(29)
+    assert health(it) is NodeHealth.HEALTHY
+    await asyncio.sleep(8)
+    assert health(it) is NodeHealth.STALE
+    assert it.changed_nodes == ["node-1"]
+    renew(it, clock)
+    await asyncio.sleep(5)
+    assert health(it) is NodeHealth.HEALTHY
+    assert it.changed_nodes == ["node-1", "node-1"]
+
+
+@virtual_time
+async def test_an_outage_of_the_api_server_is_not_taken_for_the_silence_of_all_nodes(
+    clock: VirtualClock,
+) -> None:
+    it, _ = running(clock)
+    await asyncio.sleep(10)
+    it.api.down = True
+    await asyncio.sleep(600)
+    it.api.down = False
+    await asyncio.sleep(6)
+    assert health(it) is NodeHealth.HEALTHY
+    renew(it, clock)
+    await asyncio.sleep(20)
+    assert health(it) is NodeHealth.HEALTHY
+
+
+@virtual_time
+async def test_a_node_whose_watch_lags_behind_its_pod_is_not_gone(clock: VirtualClock) -> None:
+    it = Shell(clock)
+    it.have(POD, engine_pod())
+    assert health(it) is NodeHealth.HEALTHY
+    await asyncio.sleep(UNSEEN_GRACE_S - 1)
+    it.have(NODE, node())
+    assert health(it) is NodeHealth.HEALTHY
+
+
+@virtual_time
+async def test_a_node_that_was_seen_and_is_deleted_is_gone_at_once(clock: VirtualClock) -> None:
+    it = Shell(clock)
+    live = it.have(NODE, node())
+    assert health(it) is NodeHealth.HEALTHY
+    it.store.gone(NODE, live)
+    assert health(it) is NodeHealth.GONE
+
+
+@virtual_time
+async def test_a_node_never_seen_is_gone_after_a_grace(clock: VirtualClock) -> None:
+    it = Shell(clock)
+    health(it)
+    await asyncio.sleep(UNSEEN_GRACE_S)
+    assert health(it) is NodeHealth.GONE
+
+
+@virtual_time
+async def test_a_node_that_comes_back_under_its_name_is_healthy(clock: VirtualClock) -> None:
+    it = Shell(clock)
+    it.store.gone(NODE, it.have(NODE, node()))
+    assert health(it) is NodeHealth.GONE
+    it.have(NODE, node(version=9))
+    assert health(it) is NodeHealth.HEALTHY
+
+
+@virtual_time
+async def test_the_deadline_of_a_notice_counts_from_when_it_was_first_seen(
+    clock: VirtualClock,
+) -> None:
+    it = Shell(clock)
+    taint = {"key": "karpenter.sh/disrupted", "effect": "NoSchedule"}
+    it.have(NODE, node(taints=[taint]))
+    first = it.nodes.view("node-1", POOL).notice
+    await asyncio.sleep(60)
+    again = it.nodes.view("node-1", POOL).notice
+    assert first is not None
+    assert again is not None
+    assert (first.deadline - clock.now()).total_seconds() == 60
+    assert again.deadline == first.deadline
+
+
+@virtual_time
+async def test_nothing_is_polled_while_no_engine_is_bound(clock: VirtualClock) -> None:
+    it = Shell(clock)
+    it.api.down = True
+    task = asyncio.create_task(it.nodes.run())
+    await asyncio.sleep(60)
+    assert it.nodes.polls_failed == 0
+    task.cancel()
+
+
+def test_a_heartbeat_does_not_change_the_signature_of_a_node() -> None:
+    before, after = node(), node(version=7)
+    after["status"]["conditions"][0]["lastHeartbeatTime"] = "2026-11-21T06:00:10Z"
+    assert signature(before) == signature(after)
+    assert signature(before) != signature(node(taints=[{"key": "x", "effect": "NoSchedule"}]))
+    assert signature(before) != signature(node(ready="Unknown"))
+    assert signature(before) != signature(None)

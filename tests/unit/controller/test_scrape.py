@@ -1,0 +1,117 @@
+"""Samples of engines: fresh or absent, never invented."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import cast
+
+from spotinference.api.kinds import POD
+from spotinference.clients.vllm import EngineClient, EngineLoad, ScrapeFailed
+from spotinference.controller.scrape import FRESH_S, IDLE_EVERY_S, Scraper
+from spotinference.controller.store import Store
+from spotinference.core.observed import TierRef
+from tests.support.virtual_time import VirtualClock, virtual_time
+from tests.unit.controller.objects import REF, engine_pod
+
+UID = "pod-1-uid"
+
+
+class FakeEngine:
+    def __init__(self) -> None:
+        self.load_now = EngineLoad(0, 0, 0.0, 0.0)
+        self.fails: str | None = None
+        self.asked = 0
+
+    async def load(self, host: str, port: int) -> EngineLoad:
+        self.asked += 1
+        if self.fails is not None:
+            raise ScrapeFailed(self.fails, "no")
+        return self.load_now
+
+
+class Bench:
+    def __init__(self, clock: VirtualClock, *, ready: bool = True) -> None:
+        self.engine = FakeEngine()
+        self.store = Store(clock)
+        self.changed: list[TierRef] = []
+        self.scraper = Scraper(
+            self.store, cast("EngineClient", self.engine), clock, self.changed.append
+        )
+        self.store.put(POD, engine_pod(ready=ready))
+        self.task = asyncio.create_task(self.scraper.run())
+
+
+@virtual_time
+async def test_an_idle_engine_is_asked_seldom_and_a_working_one_often(clock: VirtualClock) -> None:
+    it = Bench(clock)
+    await asyncio.sleep(60)
+    idle = it.engine.asked
+    assert 60 / IDLE_EVERY_S - 3 <= idle <= 60 / IDLE_EVERY_S + 2
+    it.engine.load_now = EngineLoad(3, 0, 0.0, 0.0)
+    await asyncio.sleep(60)
+    assert it.engine.asked - idle > 40
+
+
+@virtual_time
+async def test_only_a_changed_load_has_the_tier_looked_at(clock: VirtualClock) -> None:
+    it = Bench(clock)
+    await asyncio.sleep(60)
+    assert it.changed == [REF]
+    it.engine.load_now = EngineLoad(1, 0, 0.0, 0.0)
+    await asyncio.sleep(10)
+    assert it.changed == [REF, REF]
+
+
+@virtual_time
+async def test_a_sample_ages_out_when_the_engine_cannot_be_read(clock: VirtualClock) -> None:
+    it = Bench(clock)
+    await asyncio.sleep(1)
+    assert it.scraper.sample_of(UID) is not None
+    it.engine.fails = "timeout"
+    await asyncio.sleep(FRESH_S + 2)
+    assert it.scraper.sample_of(UID) is None
+    assert it.scraper.stats.failed["timeout"] > 0
+    it.engine.fails = None
+    await asyncio.sleep(1)
+    assert it.scraper.sample_of(UID) is not None
+
+
+@virtual_time
+async def test_short_requests_between_two_scrapes_count_as_work(clock: VirtualClock) -> None:
+    it = Bench(clock)
+    await asyncio.sleep(1)
+    first = it.scraper.sample_of(UID)
+    assert first is not None
+    assert first.active_at is None
+    it.engine.load_now = EngineLoad(0, 0, 5.0, 0.0)
+    await asyncio.sleep(IDLE_EVERY_S + 1)
+    second = it.scraper.sample_of(UID)
+    assert second is not None
+    assert second.active_at == second.at
+    await asyncio.sleep(4 * IDLE_EVERY_S)
+    third = it.scraper.sample_of(UID)
+    assert third is not None
+    assert third.active_at == second.active_at
+
+
+@virtual_time
+async def test_a_loading_engine_that_does_not_answer_is_no_failure(clock: VirtualClock) -> None:
+    it = Bench(clock, ready=False)
+    it.engine.fails = "connection"
+    await asyncio.sleep(30)
+    assert it.scraper.stats.failed == {}
+    assert it.changed == []
+    it.engine.fails = None
+    await asyncio.sleep(1)
+    assert it.scraper.sample_of(UID) is not None, "known before the pod is ready"
+
+
+@virtual_time
+async def test_a_pod_that_goes_is_asked_no_more(clock: VirtualClock) -> None:
+    it = Bench(clock)
+    await asyncio.sleep(1)
+    it.store.gone(POD, engine_pod())
+    asked = it.engine.asked
+    await asyncio.sleep(60)
+    assert it.engine.asked == asked
+    assert it.scraper.sample_of(UID) is None
