@@ -100,6 +100,8 @@ class World:
     """requests that the replicas have to carry, spread evenly; what does not fit waits"""
     per_replica: int = 1000
     metrics: bool = True
+    pull_failure: str | None = None
+    """the kubelet's own words when the image cannot be pulled"""
     crash: str | None = None
     """the engine's own words when every start fails"""
     hub_failure: str | None = None
@@ -229,6 +231,7 @@ class World:
             running=pod.running_at is not None,
             deleting=pod.deleting_until is not None,
             ready_at=pod.ready_at,
+            scheduled_at=pod.bound_at,
             doomed_until=pod.doomed_until,
             doomed_reason=pod.doomed_reason,
             unschedulable_since=pod.created_at if refused else None,
@@ -456,6 +459,9 @@ class World:
         for pod in self.pods.values():
             node = self.nodes.get(pod.node) if pod.node else None
             if node is None or node.silent or pod.deleting_until or pod.bound_at is None:
+                continue
+            if pod.running_at is None and self.pull_failure:
+                pod.failure = self.pull_failure
                 continue
             if pod.running_at is None and self.now - pod.bound_at >= timedelta(seconds=2):
                 pod.running_at = self.now

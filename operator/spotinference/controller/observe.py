@@ -163,6 +163,11 @@ class Observer:
             doomed_until=_time(annotations.get(names.ANNOTATION_DOOMED_UNTIL)),
             doomed_reason=annotations.get(names.ANNOTATION_DOOMED_REASON),
             restarts=int(engine.get("restartCount") or 0),
+            scheduled_at=(
+                _time(scheduled.get("lastTransitionTime"))
+                if scheduled.get("status") == "True"
+                else None
+            ),
             unschedulable_since=(
                 _time(scheduled.get("lastTransitionTime")) if unschedulable else None
             ),

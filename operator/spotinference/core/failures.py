@@ -13,6 +13,8 @@ from spotinference.core.observed import Observed
 GIVE_UP_RESTARTS = 3
 FIRST_BACKOFF_S = 60.0
 MAX_BACKOFF_S = 3600.0
+NEVER_STARTED_S = 120.0
+"""An image that cannot be pulled, a container that cannot be made: no restart will be counted."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,5 +53,9 @@ def _given_up(replica: Replica, observed: Observed) -> bool:
     view = replica.view
     if view.failure is None:
         return False
-    startup = timedelta(seconds=durations.seconds(observed.spec.engine.startup))
-    return view.restarts >= GIVE_UP_RESTARTS or observed.now - view.created_at > startup
+    if view.restarts >= GIVE_UP_RESTARTS:
+        return True
+    started = view.running or view.restarts > 0
+    limit_s = durations.seconds(observed.spec.engine.startup) if started else NEVER_STARTED_S
+    begun = view.scheduled_at or view.created_at
+    return observed.now - begun > timedelta(seconds=limit_s)

@@ -97,6 +97,8 @@ class ReplicaView:
     """annotation doomed-reason: a `plan.DoomReason` value"""
     restarts: int = 0
     """restartCount of its engine container"""
+    scheduled_at: datetime | None = None
+    """when it was bound to its node"""
     unschedulable_since: datetime | None = None
     unschedulable_message: str = ""
     failure: str | None = None

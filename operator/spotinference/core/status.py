@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import timedelta
 
 from spotinference.api import names, times
 from spotinference.api.conditions import ConditionType, Phase, Reason
@@ -25,6 +26,8 @@ from spotinference.core.plan import EventNote, EventType
 from spotinference.core.weights import Weights
 
 MESSAGE_LIMIT = 1024
+FIRST_SCRAPE_S = 15.0
+"""A replica that has just become ready is not yet missed by the scraper."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -197,7 +200,7 @@ def findings(
         else Finding(False, Reason.HEALTHY, "nothing is wrong"),
         ConditionType.CAPACITY_AVAILABLE: _capacity(d),
         ConditionType.CACHE_READY: _cache(d.weights),
-        ConditionType.METRICS_AVAILABLE: _metrics(d),
+        ConditionType.METRICS_AVAILABLE: _metrics(observed, d),
         ConditionType.INTERRUPTED: _interrupted(d.fleet),
     }
 
@@ -267,8 +270,13 @@ def _cache(weights: Weights) -> Finding:
     )
 
 
-def _metrics(d: Decision) -> Finding:
-    unknown = [r.view.name for r in d.fleet.ready if r.view.sample is None]
+def _metrics(observed: Observed, d: Decision) -> Finding:
+    since = observed.now - timedelta(seconds=FIRST_SCRAPE_S)
+    unknown = [
+        r.view.name
+        for r in d.fleet.ready
+        if r.view.sample is None and (r.view.ready_at is None or r.view.ready_at <= since)
+    ]
     if unknown:
         return Finding(
             False,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from datetime import timedelta
 
 from spotinference.api import times
+from spotinference.api.pool import PoolSpec
 from tests.support.world import World, pool, tier, world
 
 
@@ -203,6 +204,21 @@ def test_an_engine_that_keeps_crashing_is_given_up_and_tried_ever_more_rarely() 
     assert second.failures == 2
     waited = times.parse(second.retry_at) - times.parse(first.retry_at)
     assert waited > timedelta(seconds=120)
+
+
+def test_an_image_that_cannot_be_pulled_ends_the_wake_after_two_minutes() -> None:
+    w = world()
+    w.boot_s = 300  # the wait for a node does not count
+    patient = {"capacityType": "spot", "zones": ["zone-1"], "refusalAfter": "10m"}
+    w.pools["spot-a"] = PoolSpec.model_validate(patient)
+    w.pull_failure = "ImagePullBackOff: not found"
+    w.demand(1)
+    w.run(400)
+    assert w.total == 1
+    assert w.condition("Degraded") == ("True", "EngineFailed")
+    w.run(40)
+    assert w.total == 0
+    assert "ImagePullBackOff: not found" in w.message("Ready")
 
 
 def test_a_tier_whose_engine_failed_long_ago_can_be_woken_again() -> None:
