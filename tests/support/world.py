@@ -362,7 +362,7 @@ class World:
             if node.notice_deadline is not None and self.now >= node.notice_deadline:
                 del self.nodes[node.name]
                 continue
-            used = any(p.node == node.name for p in self.pods.values())
+            used = any(p.node == node.name for p in self.pods.values()) or self.now < node.up_at
             node.empty_since = None if used else node.empty_since or self.now
             if node.empty_since and self.now - node.empty_since > timedelta(seconds=60):
                 del self.nodes[node.name]
