@@ -78,11 +78,12 @@ async def test_sigterm_ends_it_with_0_in_time_and_gives_the_lease_away(bare: Liv
 
 
 async def test_sigterm_before_it_leads_ends_it_with_0_too(bare: LiveCluster) -> None:
-    with operator(bare, "first") as first, operator(bare, "second") as second:
+    with operator(bare, "first") as first:
         await leading(first)
-        await announced(second)
-        second.send(signal.SIGTERM)
-        assert await second.exit_code(10) == 0
+        with operator(bare, "second") as second:
+            await announced(second)
+            second.send(signal.SIGTERM)
+            assert await second.exit_code(10) == 0
         assert (await leader(bare)).startswith("first")
 
 

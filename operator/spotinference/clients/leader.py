@@ -80,9 +80,14 @@ class Elector:
         self._stopping = False
         self.on_change: Callable[[bool], None] = lambda _: None
         self._announced = False
+        self._answered_at = clock.monotonic()
 
     def leads(self) -> bool:
         return self._valid_until is not None and self._clock.monotonic() < self._valid_until
+
+    def unanswered_s(self) -> float:
+        """How long the API server has not answered us."""
+        return self._clock.monotonic() - self._answered_at
 
     async def run(self) -> None:
         """Acquires and renews until cancelled; failures of the API are waited out."""
@@ -90,6 +95,7 @@ class Elector:
             try:
                 async with asyncio.timeout(self._times.request_s):
                     await self._step()
+                self._answered_at = self._clock.monotonic()
             except (errors.SpotinferenceError, TimeoutError) as error:
                 log.warning(
                     "leader.retry", lease=self._name, error=f"{type(error).__name__}: {error}"

@@ -33,6 +33,7 @@ from spotinference.controller.latency import Latencies
 from spotinference.controller.metrics import Metrics
 from spotinference.controller.nodes import NodeWatch
 from spotinference.controller.observe import Observer
+from spotinference.controller.pools import PoolStatuses
 from spotinference.controller.queue import WorkQueue
 from spotinference.controller.reconciler import Reconciler
 from spotinference.controller.resync import Resync
@@ -46,6 +47,8 @@ log = structlog.get_logger(__name__)
 
 LEADER_LEASE = "spotinference-operator"
 KOPF_STOP_S = 2.0
+API_SILENCE_S = 30.0
+"""Not ready after this long without an answer to the elector, which asks every second or two."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,12 +60,14 @@ class Parts:
     router: Router
     nodes: NodeWatch
     scraper: Scraper
+    pools: PoolStatuses
     resync: Resync
     heartbeat: probes.Heartbeat
     metrics: Metrics
 
     def lead(self, leads: bool) -> None:
         """Only the leader works; the other replica watches, so that it can take over at once."""
+        self.pools.active = leads
         if leads:
             self.router.add_all(self.router.store.tiers())
             self.queue.open()
@@ -72,6 +77,9 @@ class Parts:
     def unready(self) -> str | None:
         if not self.router.synced and any(self.router.store.all(kind) for kind in WATCHED):
             return "the first lists are not complete yet"
+        silent_s = self.elector.unanswered_s()
+        if silent_s > API_SILENCE_S:
+            return f"the API server has not answered for {silent_s:.0f} s"
         return None
 
     def refresh_metrics(self) -> None:
@@ -122,7 +130,17 @@ def build(config: OperatorConfig, kube: Kube, engines: EngineClient) -> Parts:
     metrics.gauge("queue_active", "Tiers being looked at.", lambda: queue.active)
     metrics.gauge("leads", "1 while this replica leads.", lambda: float(elector.leads()))
     metrics.gauge("tiers", "Tiers known.", lambda: len(store.all(TIER)))
-    parts = Parts(elector, queue, router, nodes, scraper, resync, heartbeat, metrics)
+    parts = Parts(
+        elector=elector,
+        queue=queue,
+        router=router,
+        nodes=nodes,
+        scraper=scraper,
+        pools=PoolStatuses(store, router, writer),
+        resync=resync,
+        heartbeat=heartbeat,
+        metrics=metrics,
+    )
     elector.on_change = parts.lead
     return parts
 
@@ -185,6 +203,7 @@ async def _run(kube: Kube, parts: Parts, stack: AsyncExitStack, stop: asyncio.Ev
         _task("workers", parts.queue.run()),
         _task("scraper", parts.scraper.run()),
         _task("nodes", parts.nodes.run()),
+        _task("pools", parts.pools.run()),
         _task("resync", parts.resync.run()),
         _task("heartbeat", parts.heartbeat.run()),
     ]
