@@ -87,7 +87,7 @@ class ContainerRunner:
         self._stop_task: asyncio.Task[None] | None = None
         self._kill_timer: asyncio.TimerHandle | None = None
         self._launch: _Launch | None = None
-        self._stop_reason: str | None = None
+        self._execs = 0
         self.status = ContainerStatus(spec["name"], spec.get("image", ""), restarts=started)
 
     # --- life ------------------------------------------------------------------------------------
@@ -165,7 +165,7 @@ class ContainerRunner:
         podlogs.forget(
             box.logs / podlogs.file_name(box.pod, status.name, status.restarts - podlogs.KEPT)
         )
-        self._launch, self._stop_reason = launch, None
+        self._launch = launch
         try:
             session = await sessions.start(
                 launch.argv, env=launch.env, cwd=box.directory, output=log_file
@@ -191,7 +191,7 @@ class ContainerRunner:
                 task.cancel()
         self._session = None
         self._stop_timers()
-        reason = self._stop_reason or ("Completed" if code == 0 else "Error")
+        reason = "Completed" if code == 0 else "Error"
         message = self._termination_message(launch, log_file, code)
         return self._end(Terminated(code, reason, message, started_at, box.clock.now()))
 
@@ -307,21 +307,21 @@ class ContainerRunner:
             return 126, "the container does not run"
         words = [launch.mounts.rewrite(word) for word in command]
         argv = [*launch.image.programs.get(words[0], (words[0],)), *words[1:]]
-        output = self._box.directory / f"exec-{self.status.name}"
-        output.unlink(missing_ok=True)
+        self._execs += 1  # probes and hooks run side by side
+        output = self._box.directory / f"exec-{self.status.name}-{self._execs}"
         try:
             session = await sessions.start(
                 argv, env=launch.env, cwd=self._box.directory, output=output
             )
         except OSError as error:
             return 127, f"{argv[0]}: {error.strerror}"
-        sessions.record(self._box.ledger, session)
         try:
             async with asyncio.timeout(timeout_s):
                 code = await session.wait()
+            return code, podlogs.tail(output, probes.EXEC_OUTPUT_LIMIT)
         finally:
             session.kill()
-        return code, podlogs.tail(output, probes.EXEC_OUTPUT_LIMIT)
+            output.unlink(missing_ok=True)
 
     # --- stopping --------------------------------------------------------------------------------
 
@@ -337,6 +337,9 @@ class ContainerRunner:
 
     def _terminate(self, grace_s: float) -> None:
         if self._session is None:
+            return
+        if grace_s <= 0:
+            self.kill()
             return
         loop = asyncio.get_running_loop()
         if self._kill_timer is not None:

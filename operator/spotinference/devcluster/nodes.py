@@ -26,7 +26,7 @@ LEASE_NAMESPACE = "kube-node-lease"
 LEASE_SECONDS = 40
 KUBELET_VERSION = "v1.36.3"
 PROVIDER_ID = "spotinference"
-WRITE_ATTEMPTS = 5
+WRITE_ATTEMPTS = 20
 WRITE_RETRY_S = 0.3
 SHUTDOWN_MESSAGE = "node is shutting down"
 
@@ -119,7 +119,7 @@ class SimNode:
                 await self._context.kube.delete(LEASE, self.name, LEASE_NAMESPACE)
             except errors.Retryable as error:
                 log.warning("node.delete_retry", node=self.name, error=str(error))
-                await asyncio.sleep(WRITE_RETRY_S * (attempt + 1))
+                await asyncio.sleep(WRITE_RETRY_S * (attempt + 1))  # a minute in all
             else:
                 return
 
