@@ -11,6 +11,7 @@ import pytest
 
 from spotinference.api import names
 from spotinference.api.kinds import POD, Json
+from spotinference.core.delivered import MAX_RAW_BYTES
 from spotinference.devcluster.simengine.faults import Fault
 from tests.support.engine_process import engine_process
 from tests.support.eventually import eventually
@@ -180,6 +181,7 @@ async def test_a_stop_string_that_straddles_the_cut_is_found_in_time() -> None:
         {"max_tokens": None, "max_completion_tokens": 40},
         {"stream_options": {"include_usage": True, "continuous_usage_stats": True}},
         {"response_format": {"type": "json_object"}},
+        {"logprobs": True, "top_logprobs": 2},
     ],
     ids=lambda more: next(reversed(more)),
 )
@@ -352,3 +354,32 @@ async def test_a_draining_engine_gives_its_answers_back(tmp_path: Path) -> None:
                 # A new request is answered elsewhere although the pod still looks ready.
                 same(await stream(http, CHAT, body), whole)
             same(await running, whole)
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        (CHAT, chat(n=2, temperature=1.0, seed=3)),
+        (COMPLETION, completion(["once", "twice"])),
+    ],
+    ids=["n", "prompts"],
+)
+async def test_what_is_not_continuable_is_served_all_the_same(path: str, body: Json) -> None:
+    async with bench() as b:
+        await b.tier("demo")
+        await b.replica()
+        whole = await undisturbed(b, path, body)
+        assert whole.done == 1
+        assert whole.clean
+        assert whole.error is None
+
+
+async def test_a_long_answer_is_kept_within_the_bound_and_continues() -> None:
+    body = chat(max_tokens=1900, ignore_eos=True, **WITH_USAGE)
+    async with bench() as b:
+        await b.tier("demo")
+        await b.replica()
+        await b.replica()
+        whole = await undisturbed(b, CHAT, body)
+        assert len(whole.raw) > MAX_RAW_BYTES
+        same(await cut(b, CHAT, body, 1800), whole)

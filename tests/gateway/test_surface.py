@@ -182,6 +182,23 @@ async def test_a_slow_head_and_a_slow_body_are_cut_off() -> None:
         assert answer.startswith(b"HTTP/1.1 408 ")
 
 
+async def test_connections_beyond_the_cap_are_closed() -> None:
+    async with bench(max_connections=3) as b:
+        host, port = b.url.removeprefix("http://").split(":")
+        held = [await asyncio.open_connection(host, int(port)) for _ in range(3)]
+        reader, writer = await asyncio.open_connection(host, int(port))
+        assert await asyncio.wait_for(_end(reader), 5)
+        for _, other in [*held, (reader, writer)]:
+            other.close()
+
+
+async def _end(reader: asyncio.StreamReader) -> bool:
+    try:
+        return await reader.read() == b""
+    except ConnectionResetError:
+        return True
+
+
 BAD_BODIES: list[tuple[Any, str]] = [
     (b"", "invalid_request"),
     (b"not json", "invalid_request"),

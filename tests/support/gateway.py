@@ -437,7 +437,7 @@ def chat(prompt: str = "tell me a story", **more: Any) -> Json:
     return body | more
 
 
-def completion(prompt: str = "once upon a time", **more: Any) -> Json:
+def completion(prompt: str | list[str] = "once upon a time", **more: Any) -> Json:
     body: Json = {
         "model": "demo",
         "prompt": prompt,

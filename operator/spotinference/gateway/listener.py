@@ -6,7 +6,7 @@ aiohttp has no deadline for a request's head and no cap on connections; both are
 from __future__ import annotations
 
 import asyncio
-from typing import Any
+from typing import Any, cast
 
 from aiohttp import web
 from aiohttp.web_protocol import RequestHandler
@@ -27,8 +27,7 @@ class Connection(RequestHandler):
         assert isinstance(listener, Listener)
         self.owed_since = listener.now()
         if len(listener.connections) > listener.max_connections:
-            assert isinstance(transport, asyncio.Transport)
-            transport.abort()
+            cast("asyncio.Transport", transport).abort()  # uvloop's are no subclass of it
 
     def data_received(self, data: bytes) -> None:
         if self.owed_since is None and self._current_request is None:
