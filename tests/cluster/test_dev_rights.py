@@ -8,6 +8,7 @@ from spotinference import errors
 from spotinference.api.kinds import DEPLOYMENT, LEASE, POD, SECRET, TIER
 from spotinference.clients.kube import Kube
 from tests.support.cluster import LiveCluster
+from tests.support.eventually import eventually
 
 pytestmark = pytest.mark.cluster
 
@@ -53,3 +54,29 @@ async def test_files_with_keys_and_tokens_are_for_this_user_only(cluster: LiveCl
     ]
     assert [file for file in files if file.stat().st_mode & 0o077] == []
     assert where.root.stat().st_mode & 0o077 == 0
+
+
+async def test_the_audit_log_says_who_wrote_what(cluster: LiveCluster) -> None:
+    mark = cluster.mark()
+    await cluster.namespace("audited")
+    path = cluster.paths.operator_kubeconfig
+    lease = {
+        "apiVersion": "coordination.k8s.io/v1",
+        "kind": "Lease",
+        "metadata": {"name": "audited", "namespace": "spotinference"},
+    }
+    async with await Kube.connect(field_manager="test", kubeconfig=path) as operator:
+        await operator.create(LEASE, lease)
+
+    def both_writes() -> bool:
+        by_user = {
+            (r.user, r.resource, r.name, r.code) for r in cluster.audit(mark) if r.name == "audited"
+        }
+        assert by_user == {
+            ("spotinference-admin", "namespaces", "audited", 201),
+            ("operator", "leases", "audited", 201),
+        }
+        return True
+
+    await eventually(both_writes, 10, "both writes are in the audit log")
+    assert cluster.audit(mark, user="gateway") == []

@@ -54,10 +54,6 @@ class Request:
 class LiveCluster(ClusterHandle):
     """A running cluster as a test sees it; admin through `kube`."""
 
-    @property
-    def ports(self) -> state.ClusterState:
-        return self.state
-
     async def ask(self, action: str, **body: object) -> Json:
         """A command of the supervisor's control API."""
         return await supervisor.control(

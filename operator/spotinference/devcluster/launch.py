@@ -48,6 +48,9 @@ def up(request: Request, *, detach: bool) -> None:
     with contextlib.suppress(KeyboardInterrupt):
         screen.follow(found, lambda: supervisor.poll() is not None)
         code = supervisor.wait()
+        if code == 0:  # `dev down` in another terminal
+            print(f"cluster {request.paths.name} was taken down")
+            return
         raise errors.ApiUnavailable(
             f"the cluster ended by itself (exit code {code}); "
             + processes.log_excerpt(request.paths.log("supervisor"))

@@ -51,10 +51,6 @@ class ClusterPaths:
         return self.root / "keys.json"
 
     @property
-    def topology_file(self) -> Path:
-        return self.root / "topology.json"
-
-    @property
     def audit_log(self) -> Path:
         return self.root / "audit.log"
 
@@ -81,7 +77,7 @@ class ClusterPaths:
 
     @property
     def run(self) -> Path:
-        """Announcements and other files of running processes."""
+        """Files that processes need while they run."""
         return self.root / "run"
 
     @property
@@ -101,9 +97,6 @@ class ClusterPaths:
 
     def log(self, process: str) -> Path:
         return self.logs / f"{process}.log"
-
-    def announce(self, process: str) -> Path:
-        return self.run / f"{process}.announce.json"
 
     def make(self) -> None:
         """Creates the folders; only this user may look inside (keys, tokens, certificates)."""
