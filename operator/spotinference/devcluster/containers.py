@@ -42,7 +42,18 @@ LOG_TAIL_BYTES = 2048
 CONFIG_RETRY_S = 2.0
 MINIMUM_GRACE_S = 2.0
 """What is left for SIGTERM when preStop has used up the grace period (kubelet)."""
-INHERITED = ("PATH", "LANG", "LC_ALL", "TZ", "LD_LIBRARY_PATH", "SSL_CERT_FILE", "TMPDIR")
+INHERITED = (
+    "PATH",
+    "LANG",
+    "LC_ALL",
+    "TZ",
+    "TMPDIR",
+    "LD_LIBRARY_PATH",
+    "CUDA_HOME",
+    "CUDA_VISIBLE_DEVICES",
+    "SSL_CERT_FILE",
+)
+"""Of the agent's own environment; everything else comes from the image and the pod."""
 ENV_TERMINATION_LOG = "SPOTINFERENCE_TERMINATION_LOG"
 DEFAULT_TERMINATION_PATH = "/dev/termination-log"
 
