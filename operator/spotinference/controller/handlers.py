@@ -23,6 +23,8 @@ from spotinference.controller.queue import WorkQueue
 from spotinference.controller.store import Change, Store, is_demand, tier_of
 from spotinference.core.observed import TierRef
 
+SETTLE_S = 0.03
+"""A scale write is answered by a dozen events of Deployments and pods within moments: one look."""
 MANAGED = f"{names.LABEL_MANAGED_BY}={names.MANAGED_BY}"
 WATCHED: dict[Kind, str] = {
     TIER: "",
@@ -86,7 +88,10 @@ class Router:
             self.demand.saw(body)
             if event_type == "ADDED":
                 self.latencies.demand_seen(ref)
-        self.queue.add(ref, urgent=asks)
+        if asks or kind == TIER:
+            self.queue.add(ref, urgent=asks)
+        else:
+            self.queue.add_after(ref, SETTLE_S)
 
     def node_changed(self, name: str) -> None:
         """A node got a notice, fell silent, came back or went: its tiers, at once."""
