@@ -25,6 +25,7 @@ from spotinference.devcluster.sources import Missing
 
 log = structlog.get_logger(__name__)
 
+STORAGE_PROVISIONER = "volume.kubernetes.io/storage-provisioner"
 ZONAL_CLASS, SHARED_CLASS = "zonal", "shared"
 PROVISIONERS = {ZONAL_CLASS: ZONAL_PROVISIONER, SHARED_CLASS: SHARED_PROVISIONER}
 """Storage class → provisioner, as bootstrap creates them."""
@@ -76,12 +77,12 @@ class Provisioner:
                 await self._reclaim(volume)
 
     async def _provision(self, claim: Json) -> None:
-        meta, spec = claim["metadata"], claim["spec"]
+        meta = claim["metadata"]
         name = f"pvc-{meta['uid']}"
         if meta.get("deletionTimestamp") or ("", name) in self._volumes:
             return
         zone: str | None = None
-        if spec["storageClassName"] == ZONAL_CLASS:
+        if _provisioner(claim) == ZONAL_PROVISIONER:
             node = (meta.get("annotations") or {}).get(SELECTED_NODE)
             if node is None:
                 return
@@ -151,8 +152,18 @@ class Provisioner:
         return tuple(terms)
 
 
+def _provisioner(claim: Json) -> str | None:
+    """Whose the claim is: the annotation that the controller-manager sets from its class.
+
+    Our own classes are known by name, which saves waiting for the annotation.
+    """
+    annotations = claim["metadata"].get("annotations") or {}
+    by_class = PROVISIONERS.get(claim["spec"].get("storageClassName") or "")
+    return by_class or annotations.get(STORAGE_PROVISIONER)
+
+
 def _is_ours(claim: Json) -> bool:
-    return claim["spec"].get("storageClassName") in PROVISIONERS
+    return _provisioner(claim) in PROVISIONERS.values()
 
 
 def _released(volume: Json) -> bool:
@@ -191,7 +202,7 @@ def _volume(name: str, claim: Json, folder: Path, zone: str | None) -> Json:
         "kind": "PersistentVolume",
         "metadata": {
             "name": name,
-            "annotations": {PROVISIONED_BY: PROVISIONERS[spec["storageClassName"]]},
+            "annotations": {PROVISIONED_BY: _provisioner(claim)},
         },
         "spec": spec,
     }

@@ -1,0 +1,3 @@
+-- Zero replicas and refused requests until `resume`.
+obj.spec.paused = true
+return obj
