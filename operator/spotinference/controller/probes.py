@@ -98,5 +98,11 @@ async def serve(app: web.Application, host: str, port: int) -> tuple[web.AppRunn
 def announce(path: Path, addresses: dict[str, str]) -> None:
     """One JSON line, there as a whole or not at all."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(json.dumps(addresses) + "\n", encoding="utf-8")
-    temporary.replace(path)
+    try:
+        temporary.write_text(json.dumps(addresses) + "\n", encoding="utf-8")
+        temporary.replace(path)
+    except OSError as error:
+        raise errors.ConfigInvalid(
+            f"--announce {path}: {error.strerror or error}. Name a file in a folder that exists "
+            "and may be written."
+        ) from error
