@@ -273,7 +273,8 @@ def main() -> None:
     logs.setup(json_lines=True)
     paths = cluster_paths.cluster(options.name)
     try:
-        with state.Ownership(paths):
+        # Somebody who only looks whether it runs holds the lock for a moment.
+        with state.Ownership(paths, patience_s=1.0):
             left = leftovers.clean(paths)
             shutil.rmtree(paths.root, ignore_errors=True)
             paths.make()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import os
 import tempfile
+import time
 from pathlib import Path
 from types import TracebackType
 from typing import Literal, Self
@@ -14,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from spotinference import errors
 from spotinference.devcluster.paths import ClusterPaths
 
+LOCK_POLL_S = 0.02
 Engine = Literal["sim", "vllm"]
 Stage = Literal["starting", "ready", "stopping"]
 
@@ -70,19 +72,24 @@ def write_private(path: Path, text: str) -> None:
 class Ownership:
     """The right to run the cluster of this name: a lock that dies with its process."""
 
-    def __init__(self, paths: ClusterPaths) -> None:
+    def __init__(self, paths: ClusterPaths, *, patience_s: float = 0.0) -> None:
         self._paths = paths
+        self._patience_s = patience_s
         self._handle: int | None = None
 
     def __enter__(self) -> Self:
         """`ConfigInvalid` when another supervisor runs it."""
         self._paths.lock_file.parent.mkdir(parents=True, exist_ok=True)
+        until = time.monotonic() + self._patience_s
         while self._handle is None:
             handle = os.open(self._paths.lock_file, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
             try:
                 fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError as error:
                 os.close(handle)
+                if time.monotonic() < until:
+                    time.sleep(LOCK_POLL_S)
+                    continue
                 name = self._paths.name
                 raise errors.ConfigInvalid(
                     f"cluster {name!r} is running already; `spotinference dev down --name {name}` "
