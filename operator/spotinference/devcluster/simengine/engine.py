@@ -40,7 +40,7 @@ class Counters:
     prompt_tokens: int = 0
     generation_tokens: int = 0
     finished: dict[str, int] = field(
-        default_factory=lambda: dict.fromkeys(("stop", "length", "abort", "error"), 0)
+        default_factory=lambda: dict.fromkeys(("stop", "length", "abort", "error", "repetition"), 0)
     )
     rejected: int = 0
     first_token_s: list[float] = field(default_factory=lambda: [0.0, 0.0])
@@ -224,13 +224,12 @@ class Engine:
         return request
 
     def cancel(self, request: Request) -> None:
-        """Frees the request's slots; harmless when it has finished."""
+        """Frees the request's slots; harmless when it has finished. vLLM does not count it either."""
         if not request.unfinished:
             return
         gone = [s for s in request.sequences if not s.finished]
         for sequence in gone:
             sequence.finished = True
-            self.counters.finished["abort"] += 1
         request.unfinished = 0
         self.running = [s for s in self.running if not s.finished]
         self.waiting = deque(s for s in self.waiting if not s.finished)

@@ -14,7 +14,7 @@ from spotinference.devcluster.simengine.options import SimOptions
 Json = dict[str, object]
 
 DEFAULT_COMPLETION_TOKENS = 16
-MAX_LOGPROBS = 20
+MAX_TEMPERATURE = 2.0
 
 
 class Refused(Exception):
@@ -148,6 +148,12 @@ def parse_generation(body: Mapping[str, object], options: SimOptions, *, chat: b
             f"(parameter=temperature, value={temperature})",
             "temperature",
         )
+    if temperature > MAX_TEMPERATURE:
+        raise bad_request(
+            f"temperature must be in [0, 2], got {temperature}. "
+            f"(parameter=temperature, value={temperature})",
+            "temperature",
+        )
     n = _whole(body, "n") or 1
     if n > 1 and temperature == 0:
         raise bad_request(f"n must be 1 when using greedy sampling, got {n}.")
@@ -169,7 +175,7 @@ def parse_generation(body: Mapping[str, object], options: SimOptions, *, chat: b
         model=options.served_names[0],
         prompts=prompts,
         text_prompt=text_prompt,
-        max_tokens=_max_tokens(body, options, longest, chat=chat),
+        max_tokens=_max_tokens(body, options, longest, chat=chat, text=text_prompt),
         min_tokens=_whole(body, "min_tokens") or 0,
         n=n,
         seed=_whole(body, "seed"),
@@ -206,7 +212,7 @@ def model_of(body: Mapping[str, object], options: SimOptions) -> None:
 
 
 def _max_tokens(
-    body: Mapping[str, object], options: SimOptions, prompt_len: int, *, chat: bool
+    body: Mapping[str, object], options: SimOptions, prompt_len: int, *, chat: bool, text: bool
 ) -> int:
     limit = options.max_model_len
     asked = _whole(body, "max_completion_tokens") if chat else None
@@ -224,19 +230,22 @@ def _max_tokens(
             "max_tokens",
         )
     room = limit - prompt_len
-    if room < 1 or (asked is not None and asked > room):
-        wanted = asked or 0
+    if room < 0:
+        # Text is cut one token behind the limit before it is counted.
+        seen, words = (f"at least {limit + 1}", limit + 1) if text else (prompt_len, prompt_len)
         raise bad_request(
-            f"This model's maximum context length is {limit} tokens. However, you requested "
-            f"{wanted} output tokens and your prompt contains {prompt_len} input tokens, for a "
-            f"total of {wanted + prompt_len} tokens. Please reduce the length of the input prompt "
-            f"or the number of requested output tokens. "
-            f"(parameter=input_tokens, value={prompt_len})",
+            f"This model's maximum context length is {limit} tokens. However, your prompt contains "
+            f"{seen} input tokens, which exceeds this limit even without any output tokens. Please "
+            f"reduce the length of the input prompt. (parameter=input_tokens, value={words})",
             "input_tokens",
         )
+    if room == 0:
+        raise bad_request(
+            "max_tokens must be at least 1, got 0. (parameter=max_tokens, value=0)", "max_tokens"
+        )
     if asked is None:
-        asked = room if chat else min(DEFAULT_COMPLETION_TOKENS, room)
-    return asked
+        asked = room if chat else DEFAULT_COMPLETION_TOKENS
+    return min(asked, room)
 
 
 def _messages(body: Mapping[str, object]) -> list[tuple[str, str]]:
