@@ -15,7 +15,7 @@ from spotinference.core.plan import Plan
 from tests.support.world import World, world
 
 STEP_S = 5
-EXAMPLES = int(os.environ.get("SPOTINFERENCE_TEST_EXAMPLES", "60"))
+EXAMPLES = int(os.environ.get("SPOTINFERENCE_TEST_EXAMPLES", "15"))
 MARKETS = [
     Market("spot-a", "zone-1"),
     Market("spot-a", "zone-2"),

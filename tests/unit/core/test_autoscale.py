@@ -147,6 +147,19 @@ def test_with_exclusive_volumes_a_zone_takes_one_replica() -> None:
     assert sorted(zones) == ["zone-1", "zone-2"]
 
 
+def test_with_exclusive_volumes_a_full_zone_is_no_way_out_of_a_refusal() -> None:
+    w = world(
+        scaling={"maxReplicas": 6, "targetRunning": 2, "targetWaiting": 2},
+        cache={"accessMode": "ReadWriteOnce"},
+    )
+    w.capacity = {Market(pool, "zone-2"): 0 for pool in ("spot-a", "spot-b")}
+    w.demand(12)
+    for _ in range(400):
+        w.step()
+        in_zone_1 = [n for m, n in w.replicas.items() if m.endswith("zone-1")]
+        assert sum(in_zone_1) == 1
+
+
 def test_the_hysteresis_survives_a_restart_because_it_is_in_the_status() -> None:
     w = serving(streams=20)
     w.run(120)

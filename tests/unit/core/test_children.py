@@ -143,6 +143,9 @@ def test_a_new_revision_rolls_one_market_at_a_time_and_the_new_is_ready_first() 
     w.run(60)
     assert len(w.ready) == 2
     w.edit(engine={"maxModelLen": 1024})
+    plan = w.step()
+    rolled = [a for a in plan.applies if a.manifest["spec"].get("replicas")]
+    assert len(rolled) == 1
     for _ in range(200):
         w.step()
         assert len(w.ready) >= 2
