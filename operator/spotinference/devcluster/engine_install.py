@@ -106,7 +106,8 @@ def _build(folder: Path, say: Say) -> None:
             # that is not on PyPI does no harm.
             [
                 *(uv, "pip", "install", "--python", python, "--no-deps", "--require-hashes"),
-                *("--only-binary", ":all:", "-r", str(assets.find(LOCK))),
+                # Compiled now, or a user with PYTHONDONTWRITEBYTECODE compiles at every start.
+                *("--compile-bytecode", "--only-binary", ":all:", "-r", str(assets.find(LOCK))),
             ],
             log,
         )
