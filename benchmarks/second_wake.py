@@ -45,7 +45,8 @@ spec:
   cache: {size: 2Gi, storageClassName: zonal, accessMode: ReadWriteOnce, retain: false}
 """
 COMPILED = re.compile(
-    r"compile cache miss|Compiling a graph|torch\.compile takes|saved AOT compiled function", re.IGNORECASE
+    r"compile cache miss|Compiling a graph|torch\.compile takes|saved AOT compiled function",
+    re.IGNORECASE,
 )
 REUSED = re.compile(
     r"compile cache hit|Directly load the compiled graph|reloaded? AOT|loaded AOT", re.IGNORECASE
