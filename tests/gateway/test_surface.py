@@ -330,6 +330,24 @@ async def test_health_readiness_and_metrics_are_on_both_ports() -> None:
         assert 'spotinference_gateway_requests_total{code="ok",tier="demo"} 1.0' in text
 
 
+async def test_a_mistake_of_ours_mid_stream_aborts_and_never_writes_a_second_response(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def broken(_: bytes) -> bytes:
+        raise RuntimeError("a bug")
+
+    async with bench() as b:
+        await b.tier("demo")
+        await b.replica()
+        async with b.http() as http:
+            monkeypatch.setattr("spotinference.core.chunks.hide_token_ids", broken)
+            seen = await stream(http, CHAT, chat())
+        assert not seen.clean
+        assert seen.error is not None
+        assert seen.error["code"] == "internal_error"
+        assert b"HTTP/1.1" not in seen.raw
+
+
 async def test_unknown_models_do_not_become_labels() -> None:
     async with bench() as b:
         async with b.http() as http, http.post(CHAT, json=chat(model="a\nb")) as response:

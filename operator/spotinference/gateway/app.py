@@ -20,12 +20,13 @@ from spotinference.clients.clock import Clock, SystemClock
 from spotinference.clients.kube import Kube
 from spotinference.clients.reflector import Reflector
 from spotinference.core.observed import TierRef
-from spotinference.gateway import announce, exchange
+from spotinference.gateway import announce
+from spotinference.gateway import errors as gateway_errors
 from spotinference.gateway.catalogue import Catalogue, Tier
 from spotinference.gateway.config import GatewaySettings
+from spotinference.gateway.context import Context
 from spotinference.gateway.demand import DemandWriter
 from spotinference.gateway.engines import ENGINE_KEEPALIVE_S, Engines
-from spotinference.gateway.exchange import Context
 from spotinference.gateway.keys import KeyRing
 from spotinference.gateway.listener import Listener
 from spotinference.gateway.metrics import Metrics
@@ -144,11 +145,11 @@ def _ends_waits(parking: Parking) -> Callable[[TierRef, Tier | None], None]:
         if tier is None:
             gone = last.pop(ref, None)
             if gone is not None:
-                parking.fail(ref, lambda: exchange.tier_deleted(gone))
+                parking.fail(ref, lambda: gateway_errors.tier_deleted(gone.names[0]))
             return
         last[ref] = tier
         if tier.spec.paused:
-            parking.fail(ref, lambda: exchange.tier_paused(tier))
+            parking.fail(ref, lambda: gateway_errors.tier_paused(tier.names[0]))
 
     return changed
 

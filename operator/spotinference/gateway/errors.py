@@ -123,6 +123,23 @@ class GatewayError(Exception):
         )
 
 
+def stopping() -> GatewayError:
+    return GatewayError(
+        Code.GATEWAY_STOPPING, "The gateway is shutting down. Retry.", retry_after_s=1
+    )
+
+
+def tier_deleted(name: str) -> GatewayError:
+    return GatewayError(Code.TIER_DELETED, f"The tier {name!r} was deleted.")
+
+
+def tier_paused(name: str) -> GatewayError:
+    return GatewayError(
+        Code.TIER_PAUSED,
+        f"The tier {name!r} is paused (spec.paused). Ask its owner to resume it.",
+    )
+
+
 def table() -> str:
     """The error table in Markdown, as it stands in the docs."""
     lines = ["| code | status | type | x-should-retry | meaning |", "|---|---|---|---|---|"]

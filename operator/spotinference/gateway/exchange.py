@@ -8,52 +8,34 @@ from __future__ import annotations
 import asyncio
 import random
 import time
-from dataclasses import dataclass
 
 import aiohttp
 import orjson
 import structlog
 from aiohttp import web
 
-from spotinference.clients.clock import Clock
 from spotinference.core import chunks, continuation
-from spotinference.core.chunks import Identity
 from spotinference.core.continuation import Class, Ending, Next, Prepared, Refusal
 from spotinference.core.delivered import Delivered
 from spotinference.core.splice import Diverged, EngineFailed, Splice
 from spotinference.core.stream import EventTooLong, Framer, events
-from spotinference.gateway import engines
-from spotinference.gateway.catalogue import Catalogue, Tier
-from spotinference.gateway.config import GatewaySettings
+from spotinference.gateway import engines, errors
+from spotinference.gateway.catalogue import Tier
+from spotinference.gateway.context import Context
 from spotinference.gateway.engines import (
     Busy,
     Draining,
-    Engines,
     Failed,
     Lost,
     Refused,
     Unreachable,
 )
 from spotinference.gateway.errors import Code, GatewayError
-from spotinference.gateway.metrics import Metrics
-from spotinference.gateway.parking import Parking, Ticket
-from spotinference.gateway.replicas import Replica, Replicas
+from spotinference.gateway.replicas import Replica
 from spotinference.gateway.reply import Reply
+from spotinference.gateway.waiting import Waiting
 
 log = structlog.get_logger(__name__)
-
-
-@dataclass(frozen=True, slots=True)
-class Context:
-    """What every exchange works with; made in the composition root."""
-
-    settings: GatewaySettings
-    clock: Clock
-    catalogue: Catalogue
-    replicas: Replicas
-    parking: Parking
-    engines: Engines
-    metrics: Metrics
 
 
 class Exchange:
@@ -68,21 +50,17 @@ class Exchange:
         body_bytes: int,
     ) -> None:
         self._context = context
-        self._tier = tier
         self._prepared = prepared
         self._id = request_id
-        self._ticket: Ticket = context.parking.ticket(context.clock.now(), body_bytes)
         self._reply = Reply(http, context.settings, request_id)
         self._delivered = Delivered(prepared.endpoint)
-        self._who: Identity | None = None
-        """set when a chunk of ours had to go out before the engine's first"""
         self._arrived = time.monotonic()
-        self._waiting_since: float | None = self._arrived
+        ticket = context.parking.ticket(context.clock.now(), body_bytes)
+        self._waiting = Waiting(context, tier, prepared, self._delivered, self._reply, ticket)
         self._lost_at: float | None = None
         self._fingerprint: str | None = None
         self._avoid: set[str] = set()
         self._busy: set[str] = set()
-        self._admitted = False
         self._attempts = 0
         self._losses = 0
 
@@ -99,7 +77,7 @@ class Exchange:
             if not self._reply.begun:
                 raise
             log.warning(
-                "answer.aborted", tier=str(self._tier.ref), id=self._id, code=error.code.wire,
+                "answer.aborted", tier=str(self._waiting.tier.ref), id=self._id, code=error.code.wire,
                 error=error.message,
             )  # fmt: skip
             return await self._reply.abort(error)
@@ -107,8 +85,16 @@ class Exchange:
             if cancelled.args != (STOPPING,):
                 raise  # the client is gone
             if not self._reply.begun:
-                raise stopping() from cancelled
-            return await self._reply.abort(stopping())
+                raise errors.stopping() from cancelled
+            return await self._reply.abort(errors.stopping())
+        except ConnectionError:
+            raise  # the client is gone
+        except Exception:
+            if not self._reply.begun:
+                raise
+            self._context.metrics.bugs.inc()
+            log.exception("answer.bug", id=self._id)
+            return await self._reply.abort(GatewayError(Code.INTERNAL_ERROR, "Internal error."))
 
     @property
     def aborted(self) -> bool:
@@ -182,7 +168,7 @@ class Exchange:
                         f"The replica was lost and the answer cannot be continued: {reason}.",
                     )
                 case Next() as request:
-                    self._context.metrics.replayed_tokens.labels(self._tier.ref.name).inc(
+                    self._context.metrics.replayed_tokens.labels(self._waiting.tier.ref.name).inc(
                         len(request.expect_ids)
                     )
 
@@ -204,7 +190,7 @@ class Exchange:
         if request is not None:
             body = request.body
             if request.needs_max_tokens:
-                limit = self._tier.spec.engine.max_model_len
+                limit = self._waiting.tier.spec.engine.max_model_len
                 if limit is None:
                     limit = await self._context.engines.max_model_len(replica)
                 body = continuation.with_max_tokens(request, limit)
@@ -213,7 +199,7 @@ class Exchange:
             replica, path, orjson.dumps(body), request_id=self._attempt_id(), stream=True
         ) as response:
             try:
-                if request is None and self._who is None:
+                if request is None and self._waiting.who is None:
                     await self._relay(replica, response)
                 else:
                     await self._splice(replica, response, request)
@@ -287,7 +273,7 @@ class Exchange:
     ) -> None:
         """Chunks of another replica become chunks of this answer."""
         framer = Framer()
-        splice = Splice(self._prepared, self._delivered, request, self._who)
+        splice = Splice(self._prepared, self._delivered, request, self._waiting.who)
         first = True
         async for data in response.content.iter_any():
             for event in events(framer.feed(data)):
@@ -309,7 +295,7 @@ class Exchange:
     async def _began(self, replica: Replica, response: aiohttp.ClientResponse | None) -> None:
         """The first new bytes of an attempt are about to go to the client."""
         self._fingerprint = replica.fingerprint
-        self._waiting_since = None
+        self._waiting.since = None
         self._losses = 0
         self._busy.clear()
         self._avoid.clear()
@@ -320,10 +306,12 @@ class Exchange:
         self._first_byte()
         if self._lost_at is not None:
             stalled_s = time.monotonic() - self._lost_at
-            self._context.metrics.stall_seconds.labels(self._tier.ref.name).observe(stalled_s)
+            self._context.metrics.stall_seconds.labels(self._waiting.tier.ref.name).observe(
+                stalled_s
+            )
             self._lost_at = None
             log.info(
-                "answer.continued", tier=str(self._tier.ref), id=self._id, pod=replica.name,
+                "answer.continued", tier=str(self._waiting.tier.ref), id=self._id, pod=replica.name,
                 stalled_s=round(stalled_s, 3),
             )  # fmt: skip
         if not self._reply.begun:
@@ -331,7 +319,7 @@ class Exchange:
 
     def _first_byte(self) -> None:
         if not self._reply.begun:
-            self._context.metrics.first_byte_seconds.labels(self._tier.ref.name).observe(
+            self._context.metrics.first_byte_seconds.labels(self._waiting.tier.ref.name).observe(
                 time.monotonic() - self._arrived
             )
 
@@ -365,11 +353,11 @@ class Exchange:
     async def _lost(self, replica: Replica, failure: Exception) -> None:
         self._losses += 1
         self._avoid = {replica.uid}
-        if self._waiting_since is None:  # bytes had been delivered: a new wait begins
-            self._waiting_since = self._lost_at = time.monotonic()
-            self._context.metrics.interruptions.labels(self._tier.ref.name).inc()
+        if self._waiting.since is None:  # bytes had been delivered: a new wait begins
+            self._waiting.since = self._lost_at = time.monotonic()
+            self._context.metrics.interruptions.labels(self._waiting.tier.ref.name).inc()
         log.warning(
-            "replica.lost", tier=str(self._tier.ref), id=self._id, pod=replica.name,
+            "replica.lost", tier=str(self._waiting.tier.ref), id=self._id, pod=replica.name,
             losses=self._losses, error=str(failure)[:300],
         )  # fmt: skip
         if self._losses > self._context.settings.max_losses:
@@ -395,13 +383,15 @@ class Exchange:
     async def _acquire(self) -> Replica:
         replicas = self._context.replicas
         while True:
-            self._refresh()
+            self._waiting.refresh()
             for avoid in (self._busy | self._avoid, self._busy):
-                replica = replicas.pick(self._tier.ref, avoid=avoid, fingerprint=self._fingerprint)
+                replica = replicas.pick(
+                    self._waiting.tier.ref, avoid=avoid, fingerprint=self._fingerprint
+                )
                 if replica is not None:
                     return replica
-            if replicas.pick(self._tier.ref) is None:
-                await self._park()
+            if replicas.pick(self._waiting.tier.ref) is None:
+                await self._waiting.park()
             elif self._busy:
                 await self._all_busy()
             else:
@@ -410,125 +400,21 @@ class Exchange:
                     "The replicas that are left serve another revision of the model.",
                 )
 
-    def _refresh(self) -> None:
-        """The tier as it is now; deleted and paused ones end the wait."""
-        tier = self._context.catalogue.get(self._tier.ref)
-        if tier is None:
-            raise tier_deleted(self._tier)
-        if tier.spec.paused and not self._reply.begun:
-            raise tier_paused(tier)
-        self._tier = tier
-
     async def _all_busy(self) -> None:
         """Full queues everywhere: an error while that is possible, else a pause."""
         if not self._reply.begun:
             raise GatewayError(
                 Code.ENGINE_BUSY, "All replicas have full queues. Retry soon.", retry_after_s=1
             )
-        if time.monotonic() >= self._deadline():
-            raise self._wake_timeout()
+        if time.monotonic() >= self._waiting.deadline():
+            raise self._waiting.timeout()
         await asyncio.sleep(random.uniform(0.1, 0.5))
         self._busy.clear()
-
-    def _deadline(self) -> float:
-        since = self._waiting_since if self._waiting_since is not None else time.monotonic()
-        return since + self._tier.cap_s
-
-    def _wake_timeout(self) -> GatewayError:
-        return GatewayError(
-            Code.WAKE_TIMEOUT,
-            f"No replica of {self._tier.names[0]!r} became ready within "
-            f"{self._tier.spec.wake.cap} (spec.wake.cap).",
-        )
-
-    async def _park(self) -> None:
-        """Until a replica may be there; `wake_timeout` at the cap."""
-        ref = self._tier.ref
-        parking = self._context.parking
-        started = time.monotonic()
-        released = parking.enter(self._tier, self._ticket, bounded=not self._admitted)
-        self._admitted = True
-        try:
-            if self._prepared.stream and self._tier.spec.wake.heartbeat != "off":
-                await self._beat(released)
-            await self._until(released, self._deadline())
-            if not released.done():
-                raise self._wake_timeout()
-            released.result()
-        finally:
-            parking.leave(ref, self._ticket)
-            if not released.cancel() and not released.cancelled():
-                released.exception()  # seen, whether or not it was raised here
-            self._context.metrics.parked_seconds.labels(ref.name).observe(
-                time.monotonic() - started
-            )
-
-    async def _beat(self, released: asyncio.Future[None]) -> None:
-        """Keeps a waiting stream alive; returns on release or at the cap."""
-        settings = self._context.settings
-        deadline = self._deadline()
-        if not self._reply.begun:
-            assert self._waiting_since is not None
-            await self._until(released, min(deadline, self._waiting_since + settings.fail_fast_s))
-            if released.done() or time.monotonic() >= deadline:
-                return
-            await self._reply.begin({"x-spotinference-eta": str(self._eta())})
-        empty_at = time.monotonic() + settings.empty_chunk_s
-        while not released.done() and time.monotonic() < deadline:
-            await self._reply.write(chunks.comment(f"waking eta_seconds={self._eta()}"))
-            if time.monotonic() >= empty_at:
-                empty_at += settings.empty_chunk_s
-                await self._reply.write(
-                    chunks.empty_chunk(self._prepared.endpoint, self._identity())
-                )
-            await self._until(released, min(deadline, time.monotonic() + settings.heartbeat_s))
-
-    def _identity(self) -> Identity:
-        """The answer's own; made here when a chunk must go out before the engine's first."""
-        self._delivered.settle()
-        if self._delivered.identity is not None:
-            return self._delivered.identity
-        if self._who is None:
-            self._who = Identity(
-                id=self._prepared.endpoint.id_prefix + self._id,
-                created=int(self._context.clock.now().timestamp()),
-                model=self._tier.names[0],
-            )
-        return self._who
-
-    def _eta(self) -> int:
-        tier = self._context.catalogue.get(self._tier.ref) or self._tier
-        waited_s = time.monotonic() - (self._waiting_since or time.monotonic())
-        return tier.eta_seconds(self._context.clock.now(), waited_s)
-
-    @staticmethod
-    async def _until(released: asyncio.Future[None], at: float) -> None:
-        """Waits for the release, at most until `at`."""
-        left = at - time.monotonic()
-        if left > 0 and not released.done():
-            await asyncio.wait([released], timeout=left)
 
 
 KEEP_ALIVE = b": keep-alive\n\n"
 STOPPING = "the gateway is stopping"
 _FAILURES = (Unreachable, Busy, Draining, Lost, Failed, Refused, EngineFailed, EventTooLong)
-
-
-def stopping() -> GatewayError:
-    return GatewayError(
-        Code.GATEWAY_STOPPING, "The gateway is shutting down. Retry.", retry_after_s=1
-    )
-
-
-def tier_deleted(tier: Tier) -> GatewayError:
-    return GatewayError(Code.TIER_DELETED, f"The tier {tier.names[0]!r} was deleted.")
-
-
-def tier_paused(tier: Tier) -> GatewayError:
-    return GatewayError(
-        Code.TIER_PAUSED,
-        f"The tier {tier.names[0]!r} is paused (spec.paused). Ask its owner to resume it.",
-    )
 
 
 def _failure_in(data: bytes) -> EngineFailed | None:

@@ -18,7 +18,7 @@ class Reply:
     def __init__(self, http: web.BaseRequest, settings: GatewaySettings, request_id: str) -> None:
         self._http = http
         self._settings = settings
-        self._request_id = request_id
+        self.request_id = request_id
         self._response: web.StreamResponse | None = None
         self.aborted = False
 
@@ -33,7 +33,7 @@ class Reply:
                 "Content-Type": "text/event-stream; charset=utf-8",
                 "Cache-Control": "no-cache, no-transform",
                 "X-Accel-Buffering": "no",
-                "x-request-id": self._request_id,
+                "x-request-id": self.request_id,
                 **(headers or {}),
             }
         )

@@ -13,10 +13,11 @@ from aiohttp import web
 from spotinference.api.keys import ApiKey
 from spotinference.core import continuation
 from spotinference.core.chunks import Endpoint
-from spotinference.gateway import exchange, metrics, requests
+from spotinference.gateway import errors, exchange, metrics, requests
 from spotinference.gateway.catalogue import Tier
+from spotinference.gateway.context import Context
 from spotinference.gateway.errors import Code, GatewayError
-from spotinference.gateway.exchange import Context, Exchange
+from spotinference.gateway.exchange import Exchange
 from spotinference.gateway.keys import KeyRing
 
 log = structlog.get_logger(__name__)
@@ -70,7 +71,7 @@ class Server:
             raise  # the client is gone; aiohttp closes what is left
         except asyncio.CancelledError as cancelled:
             if cancelled.args == (exchange.STOPPING,):  # our own doing, at the end of the drain
-                return self._refused(http, exchange.stopping())
+                return self._refused(http, errors.stopping())
             raise
         except Exception:  # the outermost frame of a request
             self._context.metrics.bugs.inc()
@@ -123,7 +124,7 @@ class Server:
     async def _generate(self, http: web.BaseRequest) -> web.StreamResponse:
         key = self._authenticated(http)
         if self.stopping:
-            raise exchange.stopping()
+            raise errors.stopping()
         endpoint = Endpoint(_path(http))
         raw = await requests.read_body(http, self._context.settings)
         body = requests.parse(endpoint, raw)
@@ -164,7 +165,7 @@ class Server:
                 param="model",
             )
         if tier.spec.paused:
-            raise exchange.tier_paused(tier)
+            raise errors.tier_paused(tier.names[0])
         return tier
 
     # --- the rest -------------------------------------------------------------------------------
