@@ -15,7 +15,7 @@ from datetime import datetime
 import structlog
 
 from spotinference import errors
-from spotinference.api import names, times
+from spotinference.api import names, parse, times
 from spotinference.api.conditions import ConditionType, Reason
 from spotinference.api.kinds import DEPLOYMENT, LEASE, NODE, POD, TIER, Json
 from spotinference.api.tier import Condition, TierStatus
@@ -79,10 +79,7 @@ class Actor:
         body = self.store.get(TIER, ref.name, ref.namespace)
         if body is None:
             return
-        try:
-            status = TierStatus.model_validate(body.get("status") or {})
-        except ValueError:
-            status = TierStatus()
+        status = parse.parse_status(body)
         generation = int(body["metadata"].get("generation") or 0)
         wanted = degraded(status, status, blocked, generation, self.clock.now())
         wanted = wanted.model_copy(update={"observed_generation": generation, "phase": "Degraded"})

@@ -8,10 +8,8 @@ import json
 from dataclasses import dataclass, field
 from datetime import datetime
 
-from pydantic import ValidationError
-
 from spotinference import errors
-from spotinference.api import names, times
+from spotinference.api import names, parse, times
 from spotinference.api.kinds import (
     DEPLOYMENT,
     JOB,
@@ -27,7 +25,7 @@ from spotinference.api.kinds import (
     Kind,
 )
 from spotinference.api.pool import PoolSpec
-from spotinference.api.tier import TierSpec, TierStatus
+from spotinference.api.tier import TierSpec
 from spotinference.clients.clock import Clock
 from spotinference.controller.demand import DemandBook
 from spotinference.controller.nodes import NodeWatch
@@ -87,7 +85,7 @@ class Observer:
             generation=int(meta.get("generation") or 0),
             deleting=meta.get("deletionTimestamp") is not None,
             spec=spec,
-            status=read_status(body),
+            status=parse.parse_status(body),
             pools=pools,
             replicas=tuple(
                 self._replica(pod, pools) for pod in pods if _role(pod) == names.ROLE_ENGINE
@@ -108,12 +106,7 @@ class Observer:
         cached = self._specs.get(meta["uid"])
         if cached is not None and cached[0] == generation:
             return cached[1]
-        try:
-            spec = TierSpec.model_validate(body.get("spec") or {})
-        except ValidationError as error:
-            first = error.errors()[0]
-            path = ".".join(["spec", *(str(part) for part in first["loc"])])
-            raise errors.SpecInvalid(path, first["msg"]) from error
+        spec = parse.parse_tier(body)
         self._specs[meta["uid"]] = (generation, spec)
         return spec
 
@@ -124,8 +117,8 @@ class Observer:
             if body is None or body["metadata"].get("deletionTimestamp"):
                 continue
             try:
-                found[name] = PoolSpec.model_validate(body.get("spec") or {})
-            except ValidationError:
+                found[name] = parse.parse_pool(body)
+            except errors.SpecInvalid:
                 continue  # as good as absent: PoolNotFound tells the user where to look
         return found
 
@@ -210,14 +203,6 @@ class Observer:
 
 
 # --- parts of objects -----------------------------------------------------------------------------
-
-
-def read_status(body: Json) -> TierStatus:
-    """The status as last written; a damaged one (edited by hand) counts as none."""
-    try:
-        return TierStatus.model_validate(body.get("status") or {})
-    except ValidationError:
-        return TierStatus()
 
 
 def owner_uid(child: Json) -> str | None:
