@@ -38,7 +38,7 @@ check: env ## format, lint, types, import contracts, generated files
 	@.venv/bin/ruff format --check --quiet . || { echo "remedy: .venv/bin/ruff format ."; exit 1; }
 	@.venv/bin/ruff check --quiet .
 	@.venv/bin/mypy operator tests benchmarks
-	@.venv/bin/lint-imports --no-cache --quiet 2>/dev/null || .venv/bin/lint-imports --no-cache
+	@out=$$(.venv/bin/lint-imports --no-cache) || { echo "$$out"; exit 1; }
 	@$(SPOT) crds check
 
 .PHONY: unit cluster engine golden chart gateway
