@@ -16,6 +16,7 @@ from spotinference.api.kinds import (
     JOB,
     LEASE,
     NETWORK_POLICY,
+    NODE,
     PDB,
     POD,
     PVC,
@@ -25,6 +26,7 @@ from spotinference.api.kinds import (
     Json,
 )
 from spotinference.clients.leader import LeaseTimes
+from spotinference.controller.pools import EVERY_S
 from tests.cluster.operators import (
     Operator,
     announced,
@@ -319,7 +321,15 @@ async def test_fifty_tiers_at_rest_cost_not_one_write(bare: LiveCluster) -> None
             assert not waiting, waiting
             return True
 
+        async def no_gpu_node() -> bool:
+            """Nodes that other tests left go away by themselves, and a pool's status says so."""
+            nodes = (await bare.kube.list(NODE)).items
+            left = [n["metadata"]["name"] for n in nodes if is_gpu(n)]
+            assert not left, left
+            return True
+
         await eventually(asleep, 120, "fifty tiers sleep")
+        await eventually(no_gpu_node, 120, "empty GPU nodes are gone")
         await at_rest(it)
         mark = bare.mark()
         await asyncio.sleep(20)  # the thing observed is that nothing happens
@@ -333,8 +343,12 @@ async def test_fifty_tiers_at_rest_cost_not_one_write(bare: LiveCluster) -> None
     await asyncio.gather(*(drop_tier(bare, name, ns) for name in names))
 
 
+def is_gpu(node: Json) -> bool:
+    return "nvidia.com/gpu" in node.get("status", {}).get("capacity", {})
+
+
 async def at_rest(it: Operator) -> None:
-    """Until the number of writes stands still for two seconds."""
+    """Until the number of writes stands still for longer than the pools' statuses are compared."""
     last, since = it.writes, asyncio.get_running_loop().time()
 
     async def still() -> bool:
@@ -342,6 +356,6 @@ async def at_rest(it: Operator) -> None:
         now = asyncio.get_running_loop().time()
         if it.writes != last:
             last, since = it.writes, now
-        return now - since > 2
+        return now - since > 2 * EVERY_S
 
     await eventually(still, 60, "the operator comes to rest")
