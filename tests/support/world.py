@@ -514,7 +514,9 @@ def tier(**changes: object) -> TierSpec:
 
 
 def pool(zones: tuple[str, ...] = ("zone-1", "zone-2"), capacity_type: str = "spot") -> PoolSpec:
-    return PoolSpec.model_validate({"capacityType": capacity_type, "zones": list(zones)})
+    return PoolSpec.model_validate(
+        {"capacityType": capacity_type, "zones": list(zones), "refusalAfter": "60s"}
+    )
 
 
 def world(**changes: object) -> World:

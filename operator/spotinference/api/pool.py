@@ -55,8 +55,8 @@ class PoolSpec(ApiModel):
     refusal_after: Annotated[
         str, StringConstraints(max_length=20), Checked(r.DURATION, r.duration_between("1s", "1h"))
     ] = Field(
-        default="60s",
-        description="A pod that stays unschedulable this long counts as a refused launch.",
+        default="3m",
+        description="A pod that stays unschedulable this long counts as a refused launch; longer than a node takes to boot.",
     )
 
 

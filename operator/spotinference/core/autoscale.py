@@ -89,7 +89,8 @@ def count(observed: Observed, fleet: Fleet, load: Load, limit: int) -> Count:
         least = 0
     if current == 0 and load.parked > 0:
         wanted = _wake_size(spec, load.parked, limit)
-        return Count(wanted, f"wake: {load.parked} requests parked, 0 replicas", ScalingStatus())
+        plural = "request" if load.parked == 1 else "requests"
+        return Count(wanted, f"wake: {load.parked} {plural} parked, 0 replicas", ScalingStatus())
     if current < least:
         return Count(least, f"minReplicas is {least}", scaling)
     if current == 0:

@@ -198,7 +198,7 @@ def findings(
         ConditionType.DEGRADED: trouble[0]
         if trouble
         else Finding(False, Reason.HEALTHY, "nothing is wrong"),
-        ConditionType.CAPACITY_AVAILABLE: _capacity(d),
+        ConditionType.CAPACITY_AVAILABLE: _capacity(observed, d),
         ConditionType.CACHE_READY: _cache(d.weights),
         ConditionType.METRICS_AVAILABLE: _metrics(observed, d),
         ConditionType.INTERRUPTED: _interrupted(d.fleet),
@@ -236,10 +236,21 @@ def _progressing(d: Decision, phase: Phase) -> Finding:
     return Finding(False, Reason.STEADY, "as many replicas as wanted")
 
 
-def _capacity(d: Decision) -> Finding:
+def _capacity(observed: Observed, d: Decision) -> Finding:
+    """False from the first refusal until as many replicas as wanted have a node.
+
+    A waiting replica that has just moved on to the next market is not refused there yet; that is
+    not capacity found.
+    """
     refused = [p for p in d.fleet.places if p.having(Standing.REFUSED)]
-    starting = [r for r in d.fleet.replicas if r.counts and r.view.node is not None]
-    if not refused or (starting and len(starting) >= d.count.desired):
+    placed = [r for r in d.fleet.replicas if r.counts and r.view.node is not None]
+    if len(placed) >= d.count.desired:
+        return Finding(True, Reason.CAPACITY_FOUND, "no launch is being refused")
+    if not refused:
+        kind = str(ConditionType.CAPACITY_AVAILABLE)
+        before = next((c for c in observed.status.conditions if c.type == kind), None)
+        if before is not None and before.status == "False":
+            return Finding(False, Reason.NO_CAPACITY, before.message)
         return Finding(True, Reason.CAPACITY_FOUND, "no launch is being refused")
     quoted = refused[0].having(Standing.REFUSED)[0].view.unschedulable_message
     tried = sorted(str(m) for m in d.placement.refused_at)

@@ -117,6 +117,7 @@ def gpu_pool(pool: PoolTopology) -> Json:
         "tolerations": pool.tolerations(),
         "zones": pool.zones,
         "noticeSeconds": round(pool.notice),
+        "refusalAfter": "60s",  # nodes boot in seconds here, not in minutes
     }
     return body
 

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from rich.console import Console
 from rich.markup import escape
 
-TEXT_WIDTH = 88
+TEXT_WIDTH = 84
 
 
 class Wait:
@@ -90,9 +90,10 @@ class Narrator:
         self._write("\n     ")
 
     def text(self, piece: str, style: str = "") -> None:
-        """Streams a piece of an answer, broken at spaces before the right margin."""
+        """Streams a piece of an answer, broken at spaces near the right margin."""
         for word in _words(piece):
-            if word == "\n" or self._column + len(word) > TEXT_WIDTH:
+            full = self._column + len(word) > TEXT_WIDTH and word.startswith(" ")
+            if word == "\n" or full:
                 self._write("\n     ")
                 self._column = 0
                 word = word.lstrip()  # noqa: PLW2901  # a line does not begin with a space

@@ -107,6 +107,19 @@ def test_a_refused_launch_moves_on_to_the_next_market() -> None:
     assert w.status.phase == "Ready"
 
 
+def test_a_replica_that_merely_waits_elsewhere_is_not_capacity_found() -> None:
+    w = world()
+    w.capacity = {m: 0 for m in _markets(w) if str(m) != "spot-b/zone-1"}
+    w.demand(1)
+    w.run(62)
+    for _ in range(50):  # waiting in zone-2, not refused there yet
+        w.step()
+        assert w.condition("CapacityAvailable") == ("False", "NoCapacity")
+    w.run(150)
+    assert w.status.phase == "Ready"
+    assert w.condition("CapacityAvailable") == ("True", "CapacityFound")
+
+
 def test_on_demand_bridges_when_every_spot_market_refuses() -> None:
     w = world(placement={"pools": ["spot-b", "steady"]})
     w.capacity = {m: 0 for m in _markets(w) if m.pool != "steady"}
