@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 
 import aiohttp
 import pytest
@@ -16,6 +17,7 @@ pytestmark = pytest.mark.timeout(400)
 CHAT: list[Json] = [{"role": "user", "content": "Tell me about spot machines."}]
 LONG: Json = {"messages": CHAT, "max_tokens": 400, "temperature": 0, "ignore_eos": True}
 SILENCE_S = 3.0
+SILENCE_AFTER_DRAIN_S = 10.0
 
 
 async def _first_event(engine: EngineClient, response: aiohttp.ClientResponse) -> None:
@@ -85,16 +87,23 @@ async def test_without_a_timeout_streams_fall_silent_and_stay_open(kind: Kind) -
 
 
 @pytest.mark.parametrize("kind", ENGINES)
-async def test_when_the_drain_runs_out_of_time_streams_end_with_an_error_and_done(
-    kind: Kind,
-) -> None:
+async def test_when_the_drain_runs_out_of_time_no_stream_looks_finished(kind: Kind) -> None:
+    """Either an error event and [DONE], or silence: which one is a race inside vLLM."""
     with running_engine(kind, "--shutdown-timeout", "1") as server:
-        async with client_of(server) as engine:
-            async with engine.open(**{**LONG, "max_tokens": 1900}) as response:
-                await _first_event(engine, response)
-                server.terminate()
-                rest = [event async for event in events(response)]
-            assert rest[-1] == "[DONE]"
+        async with (
+            client_of(server) as engine,
+            engine.open(**{**LONG, "max_tokens": 1900}) as response,
+        ):
+            await _first_event(engine, response)
+            server.terminate()
+            rest: list[str] = []
+            stream = events(response)
+            with contextlib.suppress(TimeoutError, StopAsyncIteration):
+                while True:
+                    async with asyncio.timeout(SILENCE_AFTER_DRAIN_S):
+                        rest.append(await anext(stream))
+        assert '"finish_reason":"' not in "".join(rest)
+        if rest[-1] == "[DONE]":
             assert rest[-2].startswith('{"error"')
             assert "EngineCore encountered an issue" in rest[-2]
         await asyncio.to_thread(server.process.wait, 60)

@@ -7,7 +7,8 @@
   200; a new request whose prompt must be tokenised gets 500 "cannot schedule new futures after
   shutdown"; one whose prompt is a list of tokens gets 200 and an empty answer that ends with
   finish_reason "abort" (not streamed) or with [DONE] alone (streamed).
-- At the end of T, open streams get an error event and [DONE], others 500.
+- At the end of T, open streams get an error event and [DONE], others 500. (vLLM's race sometimes
+  leaves them silent instead, as with T = 0.)
 - With T = 0 the core is gone at once, the port refuses, and open streams fall silent without being
   closed: the process ends only when its clients have gone.
 """
