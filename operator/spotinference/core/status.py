@@ -215,7 +215,10 @@ def _ready(observed: Observed, d: Decision, phase: Phase, trouble: list[Finding]
         return Finding(True, Reason.PAUSED, "paused by spec.paused; requests are refused")
     if phase is Phase.WAKING:
         stage = lifecycle.stage_of(d.fleet, d.weights)
-        return Finding(False, Reason.WAKING, f"no replica is ready yet; stage: {stage}")
+        short = (
+            "" if _capacity(observed, d).status else "; no market has a node, see CapacityAvailable"
+        )
+        return Finding(False, Reason.WAKING, f"no replica is ready yet; stage: {stage}{short}")
     return Finding(True, Reason.ASLEEP, "at zero replicas; the first request wakes the tier")
 
 
@@ -252,7 +255,7 @@ def _capacity(observed: Observed, d: Decision) -> Finding:
         if before is not None and before.status == "False":
             return Finding(False, Reason.NO_CAPACITY, before.message)
         return Finding(True, Reason.CAPACITY_FOUND, "no launch is being refused")
-    quoted = refused[0].having(Standing.REFUSED)[0].view.unschedulable_message
+    quoted = refused[0].having(Standing.REFUSED)[0].view.unschedulable_message.rstrip(". ")
     tried = sorted(str(m) for m in d.placement.refused_at)
     return Finding(
         False,
