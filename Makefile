@@ -7,6 +7,7 @@ PY := .venv/bin/python
 ENVIRONMENT := .venv/.complete
 SPOT := $(PY) -m spotinference
 PYTEST := $(PY) -m pytest
+BENCHMARKS := wake crowd steady reclaims ramp no_capacity second_wake
 
 .PHONY: help
 help: ## list the targets
@@ -64,8 +65,8 @@ lock: env ## resolve the requirements anew (hashes, no index addresses)
 	@echo uv | UV_CUSTOM_COMPILE_COMMAND="make lock" .venv/bin/uv pip compile --quiet --upgrade - -o requirements/uv.txt
 	@echo hatchling | UV_CUSTOM_COMPILE_COMMAND="make lock" .venv/bin/uv pip compile --quiet --upgrade - -o requirements/build.txt
 	@UV_CUSTOM_COMPILE_COMMAND="make lock" .venv/bin/uv pip compile --quiet --upgrade --no-annotate --override requirements/engine-overrides.txt requirements/engine.in -o requirements/engine.txt
-bench: assets ## measure wake, idle writes and gateway (benchmarks/)
-	@for f in benchmarks/*.py; do echo "== $$f"; $(PY) $$f || exit 1; done
+bench: assets ## measure wakes, crowds, reclaims, idle writes (about 15 minutes)
+	@for b in $(BENCHMARKS); do echo "== benchmarks.$$b"; $(PY) -m benchmarks.$$b || exit 1; done
 wheel: env ## build the wheel into dist/
 	@.venv/bin/uv build --quiet --wheel --no-build-isolation --python .venv/bin/python
 clean: ## remove .venv, caches and build output (the machine's cache stays)

@@ -384,5 +384,6 @@ def events(before: TierStatus, after: TierStatus) -> list[EventNote]:
     if new is not None and new != old and (old is not None or new.desired > 0):
         off = new.reason.startswith("wake called off")
         reason = Reason.WAKE_CALLED_OFF if off else Reason.SCALING
-        notes.append(EventNote(EventType.NORMAL, reason, f"{new.desired} replicas: {new.reason}"))
+        what = "1 replica" if new.desired == 1 else f"{new.desired} replicas"
+        notes.append(EventNote(EventType.NORMAL, reason, f"{what}: {new.reason}"))
     return notes
