@@ -15,7 +15,9 @@ the real vLLM disagree, it is wrong: `tests/engine` runs one contract against bo
     faults.py     what goes wrong on purpose
     metrics.py    vLLM's series
     model.py      the model directory: what vLLM would refuse to load, and a tiny one to load
-    server.py     routes, start, drain, stop; `SimServer` is the entry for tests
+    streaming.py  a streamed answer, and how it breaks
+    server.py     routes, drain, stop; `SimServer` is the entry for tests
+    process.py    the process: model check, compile, signals
 """
 
 from __future__ import annotations

@@ -4,6 +4,6 @@ from __future__ import annotations
 
 import sys
 
-from spotinference.devcluster.simengine.server import main
+from spotinference.devcluster.simengine.process import main
 
 sys.exit(main(sys.argv[1:]))

@@ -1,7 +1,6 @@
 """Routes, start, drain and stop of the simulated engine.
 
-`SimServer` runs one engine in the caller's loop (tests); `main` is the process that stands in for
-`vllm serve`. Stopping is vLLM's, traps included:
+`SimServer` runs one engine in the caller's loop (tests; `process.py` for pods). Stopping is vLLM's, traps included:
 
 - SIGTERM with `--shutdown-timeout T`: running requests finish within T. Meanwhile /health stays
   200; a new request whose prompt must be tokenised gets 500 "cannot schedule new futures after
@@ -19,24 +18,20 @@ import asyncio
 import contextlib
 import os
 import signal
-import socket
-import struct
-import sys
 import time
 from collections import deque
-from collections.abc import Awaitable, Callable, Sequence
-from pathlib import Path
+from collections.abc import Awaitable, Callable
 
 import orjson
 from aiohttp import web
 
 from spotinference import errors
-from spotinference.devcluster.simengine import metrics, model, protocol, tokenizer, wire
-from spotinference.devcluster.simengine import options as options_module
+from spotinference.devcluster.simengine import metrics, protocol, tokenizer, wire
 from spotinference.devcluster.simengine.engine import Aborted, Engine, Output, Request
 from spotinference.devcluster.simengine.faults import Fault, Faults
 from spotinference.devcluster.simengine.faults import parse as parse_fault
-from spotinference.devcluster.simengine.options import ENV_PREFIX, SimOptions
+from spotinference.devcluster.simengine.options import SimOptions
+from spotinference.devcluster.simengine.streaming import HANG_S, Stream, reset
 
 VERSION = "0.32.0"
 """The vLLM whose API this is."""
@@ -44,11 +39,7 @@ KEEP_ALIVE_S = 5.0
 """vLLM's (uvicorn's) own: a proxy that pools connections meets closed ones."""
 MAX_BODY_BYTES = 64 * 1024 * 1024
 MAX_REQUEST_LOG = 2000
-HANG_S = 3600.0
 DRAIN_POLL_S = 0.02
-
-_SSE = "text/event-stream; charset=utf-8"
-_LINGER_RST = struct.pack("ii", 1, 0)
 
 
 class SimServer:
@@ -113,7 +104,7 @@ class SimServer:
             await self._site.stop()
             self._site = None
         for transport in list(self._sockets):
-            _reset(transport)
+            reset(transport)
         await self.stop()
 
     async def drain(self) -> None:
@@ -197,7 +188,7 @@ class SimServer:
             case "status":
                 return web.Response(status=plan.status, text="no")
             case "reset":
-                _reset(request.transport)
+                reset(request.transport)
                 text = ""
             case "huge":
                 return await self._huge_metrics(request)
@@ -292,7 +283,7 @@ class SimServer:
             self.engine.refuse(work)
         try:
             if generation.stream:
-                return await _Stream(self, request, work, fault).run()
+                return await Stream(self.kill, request, work, fault).run()
             return await self._whole(work)
         except Aborted:
             raise protocol.core_died() from None
@@ -325,7 +316,7 @@ class SimServer:
             case "hang_headers":
                 await asyncio.sleep(HANG_S)
             case "refuse":
-                _reset(request.transport)
+                reset(request.transport)
                 await asyncio.sleep(HANG_S)
             case "content_type":
                 return web.Response(
@@ -338,224 +329,5 @@ class SimServer:
         return None
 
 
-class _Stream:
-    """One streamed answer, and what goes wrong in it."""
-
-    def __init__(
-        self, server: SimServer, request: web.Request, work: Request, fault: Fault
-    ) -> None:
-        self._server = server
-        self._request = request
-        self._work = work
-        self._fault = fault
-        self._chunks = 0
-        self._response = web.StreamResponse(headers={"Content-Type": _SSE})
-
-    async def run(self) -> web.StreamResponse:
-        response, work, fault = self._response, self._work, self._fault
-        writer = wire.StreamWriter(work.generation)
-        left = len(work.sequences)
-        faulty = fault.mode not in {"none", "status"}
-        opened = False
-        while left:
-            try:
-                outputs = await work.outputs()
-            except Aborted:
-                if not opened:
-                    raise
-                return await self._error_event()
-            if not opened:
-                # Headers only with the first token: until then an error can still be a status.
-                await response.prepare(self._request)
-                for chunk in writer.opening():
-                    await self._write(chunk)
-                opened = True
-            for out in outputs:
-                if out.finish_reason == "abort":
-                    left -= 1
-                    continue  # vLLM sends no chunk for what has neither text nor tokens
-                chunk = writer.chunk(out)
-                if faulty and 0 <= fault.after_chunks <= self._chunks:
-                    return await self._break(chunk)
-                await self._write(chunk)
-                self._chunks += 1
-                if out.finish_reason is not None:
-                    left -= 1
-        if faulty and fault.after_chunks < 0:
-            return await self._break(b"")  # after everything but [DONE]
-        for chunk in writer.closing():
-            await self._write(chunk)
-        await self._write(wire.DONE)
-        await response.write_eof()
-        return response
-
-    async def _write(self, chunk: bytes) -> None:
-        size = self._fault.slice_bytes
-        if not size:
-            await self._response.write(chunk)
-            return
-        for start in range(0, len(chunk), size):
-            await self._response.write(chunk[start : start + size])
-            await asyncio.sleep(0)
-
-    async def _break(self, chunk: bytes) -> web.StreamResponse:
-        """The fault, instead of `chunk` and all that would follow."""
-        response, transport = self._response, self._request.transport
-        match self._fault.mode:
-            case "rst":
-                await _flushed(transport)
-                _reset(transport)
-            case "fin":
-                await _flushed(transport)
-                _close(transport)
-            case "fin_mid_line":
-                await response.write(chunk[: len(chunk) // 2])
-                await _flushed(transport)
-                _close(transport)
-            case "clean_no_done":
-                await response.write_eof()
-                return response
-            case "done_no_finish":
-                await response.write(wire.DONE)
-                await response.write_eof()
-                return response
-            case "error_event":
-                return await self._error_event()
-            case "garbage":
-                await response.write(b'data: {"id": broken\n\nnot an event at all\n\n')
-                await response.write_eof()
-                return response
-            case "huge_line":
-                block = b"x" * 65536
-                await response.write(b'data: {"x":"')
-                for _ in range(self._fault.size // len(block) + 1):
-                    await response.write(block)
-            case "bad_utf8":
-                await response.write(b'data: {"choices":[{"text":"\xff\xfe\xc3"}]}\n\n')
-            case "sigkill":
-                await _flushed(transport)
-                os.kill(os.getpid(), signal.SIGKILL)
-            case "rst_all":
-                await _flushed(transport)
-                await self._server.kill()
-            case _:
-                pass
-        await asyncio.sleep(HANG_S)
-        return response
-
-    async def _error_event(self) -> web.StreamResponse:
-        """How vLLM ends a stream when its core dies: an error, and [DONE] all the same."""
-        error = protocol.core_died()
-        await self._response.write(b"data: " + error.body() + b"\n\n" + wire.DONE)
-        await self._response.write_eof()
-        return self._response
-
-
-async def _flushed(transport: asyncio.Transport | None) -> None:
-    """Gives the kernel what was written: a reset must not take back chunks already sent."""
-    for _ in range(50):
-        if transport is None or transport.is_closing() or not transport.get_write_buffer_size():
-            break
-        await asyncio.sleep(0.01)
-    await asyncio.sleep(0.005)
-
-
-def _close(transport: asyncio.Transport | None) -> None:
-    if transport is not None:
-        transport.close()
-
-
-def _reset(transport: asyncio.BaseTransport | None) -> None:
-    """RST instead of FIN."""
-    if not isinstance(transport, asyncio.Transport):
-        return
-    sock = transport.get_extra_info("socket")
-    if sock is not None:
-        with contextlib.suppress(OSError):
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _LINGER_RST)
-    transport.abort()
-
-
 def _json(value: object, status: int = 200) -> web.Response:
     return web.Response(body=orjson.dumps(value), status=status, content_type="application/json")
-
-
-def main(argv: Sequence[str]) -> int:
-    """The process: exit 1 with a sentence when vLLM would not start either."""
-    try:
-        options = options_module.parse(argv, os.environ)
-        plan = os.environ.get(ENV_PREFIX + "FAULTS")
-        fault = parse_fault(protocol.parse_json(plan.encode())) if plan else None
-        config = model.check(Path(options.model))
-        options = _with_model_len(options, config)
-        return asyncio.run(_serve(options, config, fault))
-    except (errors.SpotinferenceError, protocol.Refused) as error:
-        _log(f"ERROR {error}")
-        return 1
-    except KeyboardInterrupt:
-        return 130
-
-
-def _with_model_len(options: SimOptions, config: dict[str, object]) -> SimOptions:
-    from dataclasses import replace
-
-    limit = config.get("max_position_embeddings")
-    if options.max_model_len <= 0:
-        fallback = options_module.DEFAULT_MAX_MODEL_LEN
-        return replace(options, max_model_len=limit if isinstance(limit, int) else fallback)
-    if isinstance(limit, int) and options.max_model_len > limit:
-        raise errors.ConfigInvalid(
-            f"User-specified max_model_len ({options.max_model_len}) is greater than the derived "
-            f"max_model_len (max_position_embeddings={limit})"
-        )
-    return options
-
-
-async def _serve(options: SimOptions, config: dict[str, object], fault: Fault | None) -> int:
-    loop = asyncio.get_running_loop()
-    stop = asyncio.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stop.set)
-    _log(f"vLLM API server version {VERSION} (simulated), model {options.model}")
-    if _must_fail(options):
-        return 1
-    hit, compile_s = model.compile_kernels(options, config)
-    if not options.enforce_eager and options.cache_root is not None:
-        _log(f"compile cache {'hit' if hit else 'miss'}: {options.cache_root}")
-    if await _waited(stop, options.start_delay_s + compile_s):
-        return 0
-    if not hit:
-        model.finish_compile(options, config)
-        _log(f"torch.compile took {compile_s:.1f} s in total")
-    server = SimServer(options, plan=fault)
-    await server.start()
-    _log(f"Application startup complete. {server.url}")
-    await stop.wait()
-    _log(f"[shutdown] timeout={options.shutdown_timeout_s:g}s")
-    await server.drain()
-    await server.stop()
-    return 0
-
-
-def _must_fail(options: SimOptions) -> bool:
-    if not options.start_failure:
-        return False
-    if options.start_failures_left is not None and not options.start_failures_left.exists():
-        return False
-    if options.start_failure == "oom":
-        _log("ERROR torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 1.95 GiB.")
-    else:
-        _log("ERROR RuntimeError: Engine core initialization failed.")
-    return True
-
-
-async def _waited(stop: asyncio.Event, seconds: float) -> bool:
-    """True when asked to stop before the time was over."""
-    with contextlib.suppress(TimeoutError):
-        await asyncio.wait_for(stop.wait(), seconds)
-    return stop.is_set()
-
-
-def _log(line: str) -> None:
-    stamp = time.strftime("%m-%d %H:%M:%S")
-    print(f"(APIServer pid={os.getpid()}) {stamp} {line}", file=sys.stderr, flush=True)
