@@ -68,6 +68,8 @@ class Pod:
     waiting: int = 0
     restarts: int = 0
     failure: str | None = None
+    ended: bool = False
+    """phase Failed: its ReplicaSet makes another one, and leaves the object where it is"""
 
 
 @dataclass(frozen=True)
@@ -156,6 +158,13 @@ class World:
         """The node object and its processes vanish."""
         del self.nodes[node]
 
+    def evict(
+        self, name: str, words: str = "Evicted: The node was low on resource: memory"
+    ) -> None:
+        """The kubelet ends a pod: phase Failed, the object stays."""
+        pod = self.pods[name]
+        pod.ended, pod.failure, pod.ready_at, pod.running_at = True, words, None, None
+
     def node_of(self, market: str) -> str:
         return next(n.name for n in self.nodes.values() if str(n.market) == market)
 
@@ -230,6 +239,7 @@ class World:
             ready=serving,
             running=pod.running_at is not None,
             deleting=pod.deleting_until is not None,
+            ended=pod.ended,
             ready_at=pod.ready_at,
             scheduled_at=pod.bound_at,
             doomed_until=pod.doomed_until,
@@ -362,7 +372,8 @@ class World:
             if node.notice_deadline is not None and self.now >= node.notice_deadline:
                 del self.nodes[node.name]
                 continue
-            used = any(p.node == node.name for p in self.pods.values()) or self.now < node.up_at
+            held = any(p.node == node.name and not p.ended for p in self.pods.values())
+            used = held or self.now < node.up_at
             node.empty_since = None if used else node.empty_since or self.now
             if node.empty_since and self.now - node.empty_since > timedelta(seconds=60):
                 del self.nodes[node.name]
@@ -398,7 +409,11 @@ class World:
         for market, body in self._deployments().items():
             name, wanted = body["metadata"]["name"], body["spec"]["replicas"]
             template = body["metadata"]["annotations"][names.ANNOTATION_SPEC_HASH]
-            mine = [p for p in self.pods.values() if p.deployment == name and not p.deleting_until]
+            mine = [
+                p
+                for p in self.pods.values()
+                if p.deployment == name and not p.deleting_until and not p.ended
+            ]
             surge = body["spec"]["strategy"]["rollingUpdate"]["maxSurge"]
             old = [p for p in mine if p.template != template]
             fresh = [p for p in mine if p.template == template]
@@ -432,7 +447,7 @@ class World:
         pod.ready_at = None
 
     def _schedule(self) -> None:
-        taken = {p.node for p in self.pods.values()}
+        taken = {p.node for p in self.pods.values() if not p.ended}
         for pod in self.pods.values():
             if pod.node is not None or pod.deleting_until:
                 continue
@@ -458,7 +473,13 @@ class World:
     def _kubelets(self) -> None:
         for pod in self.pods.values():
             node = self.nodes.get(pod.node) if pod.node else None
-            if node is None or node.silent or pod.deleting_until or pod.bound_at is None:
+            if (
+                node is None
+                or node.silent
+                or pod.deleting_until
+                or pod.bound_at is None
+                or pod.ended
+            ):
                 continue
             if pod.running_at is None and self.pull_failure:
                 pod.failure = self.pull_failure

@@ -34,7 +34,8 @@ class Standing(StrEnum):
     LEAVING = "leaving"
     """its node has a notice, or was silent for too long: does not count any more"""
     LOST = "lost"
-    """its node is gone, or its notice has expired: the pod object is deleted at once"""
+    """its node is gone, its notice has expired, or the kubelet ended it (evicted, not admitted):
+    the pod object is deleted at once"""
     ENDING = "ending"
     """being deleted: not ours to count"""
 
@@ -91,8 +92,8 @@ class Place:
 
     @property
     def active(self) -> tuple[Replica, ...]:
-        """What the ReplicaSet counts: a pod that is being deleted is replaced already."""
-        return tuple(r for r in self.replicas if not r.view.deleting)
+        """What the ReplicaSet counts: a pod that is being deleted, or has ended, is replaced."""
+        return tuple(r for r in self.replicas if not r.view.deleting and not r.view.ended)
 
     def having(self, *standings: Standing) -> tuple[Replica, ...]:
         return tuple(r for r in self.replicas if r.standing in standings)
@@ -246,6 +247,8 @@ def standing(view: ReplicaView, pool: PoolSpec | None, now: datetime) -> Standin
     """The rule for one replica; the first that fits wins."""
     doomed = view.doomed_until
     expired = doomed is not None and doomed <= now
+    if view.ended:
+        return Standing.ENDING if view.deleting else Standing.LOST
     if view.node is not None:
         if view.node.health is NodeHealth.GONE:
             return Standing.LOST

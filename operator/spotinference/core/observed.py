@@ -90,6 +90,8 @@ class ReplicaView:
     running: bool
     """its engine container's process runs (loading, or serving)"""
     deleting: bool
+    ended: bool = False
+    """phase Failed or Succeeded (evicted, not admitted): its ReplicaSet counts it no more"""
     ip: str | None = None
     ready_at: datetime | None = None
     doomed_until: datetime | None = None

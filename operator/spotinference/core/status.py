@@ -319,6 +319,8 @@ def _list_of(replicas: Sequence[Replica]) -> str:
         if node is None:
             continue
         why = node.notice.source if node.notice is not None else f"node is {node.health}"
+        if replica.view.ended:
+            why = replica.view.failure or "ended by the kubelet"
         parts.append(f"{replica.view.name} on node {node.name} in {replica.view.market}: {why}")
     return "; ".join(parts)
 

@@ -198,3 +198,10 @@ def test_a_pool_that_is_not_there_is_left_out() -> None:
     it.have(TIER, tier(placement={"pools": ["spot", "absent"]}))
     it.observer.forget("tier-uid")
     assert list(observed(it).pools) == ["spot"]
+
+
+@pytest.mark.parametrize(("phase", "ended"), [("Failed", True), ("Running", False)])
+def test_an_evicted_pod_has_ended(phase: str, ended: bool) -> None:
+    pod = engine_pod(ready=False)
+    pod["status"]["phase"] = phase
+    assert replica(pod).ended is ended

@@ -221,3 +221,38 @@ def test_a_replacement_with_exclusive_volumes_starts_only_where_the_cache_is() -
 
 def _markets(w: World) -> list[Market]:
     return [Market(name, zone) for name, body in w.pools.items() for zone in body.zones]
+
+
+def test_an_evicted_pod_is_cleared_away_and_the_tier_falls_asleep_afterwards() -> None:
+    w = serving()
+    evicted = next(iter(w.pods))
+    w.evict(evicted)
+    w.run(120)
+    assert w.status.phase == "Ready"
+    assert w.total == 1
+    w.streams = 0
+    w.run(700)
+    assert evicted not in w.pods
+    assert w.status.phase == "Asleep"
+
+
+def test_an_evicted_pod_does_not_fill_the_place_of_a_replica_that_finds_no_node() -> None:
+    w = serving(placement={"pools": ["spot-a"]})
+    w.capacity = {Market("spot-a", "zone-1"): 0, Market("spot-a", "zone-2"): 5}
+    w.evict(next(iter(w.pods)))
+    del w.nodes[w.node_of("spot-a/zone-1")]
+    w.run(5)
+    w.run(120)
+    assert w.replicas == {"spot-a/zone-2": 1}
+    assert w.status.phase == "Ready"
+
+
+def test_a_scale_down_never_counts_on_an_evicted_pod_and_kills_a_busy_one() -> None:
+    w = world(placement={"pools": ["steady"]})
+    w.streams = 16
+    w.run(200)
+    assert w.replicas == {"steady/zone-1": 2}
+    w.evict(w.ready[0].name)
+    plan = w.step()
+    assert not plan.scales
+    assert w.total == 2
