@@ -57,7 +57,8 @@ class NodeWatch:
         self._renewals: dict[str, _Renewal] = {}
         self._gone: dict[str, None] = {}
         self._missing_since: dict[str, float] = {}
-        self._notices: dict[tuple[str, str], datetime] = {}
+        self._notices: dict[str, dict[str, datetime]] = {}
+        """node uid to the signs it shows now, each with when it was first seen"""
         self.polls_failed = 0
         store.removed_listeners.append(self._removed)
 
@@ -84,11 +85,14 @@ class NodeWatch:
     def _notice(self, node: Json, pool: PoolSpec) -> Notice | None:
         now = self._clock.now()
         notice = providers.notice_of(node, pool.provider, pool.notice_seconds, now)
+        uid = node["metadata"]["uid"]
         if notice is None:
+            # Taken back; the same sign later on begins anew.
+            self._notices.pop(uid, None)
             return None
         if len(self._notices) > MAX_REMEMBERED:
             self._notices.clear()
-        first_at = self._notices.setdefault((node["metadata"]["uid"], notice.source), now)
+        first_at = self._notices.setdefault(uid, {}).setdefault(notice.source, now)
         again = providers.notice_of(node, pool.provider, pool.notice_seconds, first_at)
         return replace(notice, deadline=again.deadline) if again else notice
 

@@ -139,6 +139,23 @@ async def test_the_deadline_of_a_notice_counts_from_when_it_was_first_seen(
 
 
 @virtual_time
+async def test_a_node_cordoned_a_second_time_is_not_struck_off_by_the_first_times_deadline(
+    clock: VirtualClock,
+) -> None:
+    it = Shell(clock)
+    taint = {"key": "karpenter.sh/disrupted", "effect": "NoSchedule"}
+    it.have(NODE, node(taints=[taint]))
+    assert it.nodes.view("node-1", POOL).notice is not None
+    it.have(NODE, node(version=2))
+    assert it.nodes.view("node-1", POOL).notice is None
+    await asyncio.sleep(3600)
+    it.have(NODE, node(version=3, taints=[taint]))
+    notice = it.nodes.view("node-1", POOL).notice
+    assert notice is not None
+    assert (notice.deadline - clock.now()).total_seconds() == 120
+
+
+@virtual_time
 async def test_nothing_is_polled_while_no_engine_is_bound(clock: VirtualClock) -> None:
     it = Shell(clock)
     it.api.down = True
