@@ -23,7 +23,7 @@ class Engine(StrEnum):
 
 
 SCRIPTS = {
-    Engine.VLLM: demo.Script(max_tokens=900, max_model_len=2048),
+    Engine.VLLM: demo.Script(max_tokens=1300, max_model_len=2048),
     Engine.SIM: demo.Script(max_tokens=400, max_model_len=2048),
 }
 
