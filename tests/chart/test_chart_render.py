@@ -158,6 +158,15 @@ def test_pods_are_bounded_probed_and_run_without_privileges(tmp_path: Path, valu
             assert {"startupProbe", "livenessProbe", "readinessProbe"} <= container.keys()
 
 
+def test_a_pod_that_never_gets_ready_does_not_keep_its_node_from_being_drained(
+    tmp_path: Path,
+) -> None:
+    budgets = of_kind(rendered(tmp_path), "PodDisruptionBudget")
+    assert len(budgets) == 2
+    for budget in budgets:
+        assert budget["spec"]["unhealthyPodEvictionPolicy"] == "AlwaysAllow"
+
+
 def test_engines_let_in_the_pods_that_the_chart_labels(tmp_path: Path) -> None:
     """The operator's NetworkPolicies for engines select gateway and operator by this label."""
     for deployment in of_kind(rendered(tmp_path), "Deployment"):

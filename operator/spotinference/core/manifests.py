@@ -79,9 +79,14 @@ def service(subject: Subject) -> Json:
 
 
 def disruption_budget(subject: Subject) -> Json:
-    """Voluntary evictions (node upgrades, consolidation) take one replica at a time."""
+    """Voluntary evictions (node upgrades, consolidation) take one replica at a time.
+
+    A replica that is not ready serves nobody: by default the budget would keep its node from
+    being drained for as long as it loads, or crashes.
+    """
     spec = {
         "maxUnavailable": 1,
+        "unhealthyPodEvictionPolicy": "AlwaysAllow",
         "selector": {"matchLabels": names.tier_labels(subject.ref.name, names.ROLE_ENGINE)},
     }
     return _child(subject, PDB, names.disruption_budget(subject.ref.name), spec=spec)
