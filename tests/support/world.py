@@ -68,6 +68,10 @@ class Pod:
     waiting: int = 0
     restarts: int = 0
     failure: str | None = None
+    hangs: bool = False
+    """neither /health nor /metrics answers; what runs goes on"""
+    loaded: bool = False
+    """its startup probe has passed"""
     ended: bool = False
     """phase Failed: its ReplicaSet makes another one, and leaves the object where it is"""
 
@@ -158,6 +162,11 @@ class World:
         """The node object and its processes vanish."""
         del self.nodes[node]
 
+    def hang(self, name: str) -> None:
+        """The engine is too busy to answer a probe or a scrape."""
+        pod = self.pods[name]
+        pod.hangs, pod.ready_at = True, None
+
     def evict(
         self, name: str, words: str = "Evicted: The node was low on resource: memory"
     ) -> None:
@@ -240,6 +249,7 @@ class World:
             running=pod.running_at is not None,
             deleting=pod.deleting_until is not None,
             ended=pod.ended,
+            loaded=pod.loaded,
             ready_at=pod.ready_at,
             scheduled_at=pod.bound_at,
             doomed_until=pod.doomed_until,
@@ -492,8 +502,8 @@ class World:
             if self.crash is not None and pod.ready_at is None:
                 pod.restarts = int(age.total_seconds() // 10)
                 pod.failure = f"CrashLoopBackOff: {self.crash}" if pod.restarts else None
-            elif pod.ready_at is None and age >= timedelta(seconds=self.load_s):
-                pod.ready_at, pod.failure = self.now, None
+            elif pod.ready_at is None and not pod.hangs and age >= timedelta(seconds=self.load_s):
+                pod.ready_at, pod.failure, pod.loaded = self.now, None, True
 
     def _serve(self) -> None:
         """The gateway: streams on routable replicas; with none of them everything is parked."""

@@ -151,6 +151,7 @@ class Observer:
             ready=is_ready,
             running="running" in (engine.get("state") or {}),
             deleting=meta.get("deletionTimestamp") is not None,
+            loaded=engine.get("started") is True,
             ended=status.get("phase") in {"Failed", "Succeeded"},
             ip=status.get("podIP"),
             ready_at=_time(ready.get("lastTransitionTime")) if is_ready else None,

@@ -14,7 +14,7 @@ from datetime import datetime, timedelta
 
 from spotinference.api import durations, times
 from spotinference.api.tier import ScalingStatus, TierSpec
-from spotinference.core.fleet import Fleet, Standing
+from spotinference.core.fleet import Fleet, Replica, Standing
 from spotinference.core.observed import Observed
 
 CALL_OFF_AFTER_S = 5.0
@@ -31,7 +31,7 @@ class Load:
     running: int
     waiting: int
     unknown: int
-    """ready replicas without a fresh sample"""
+    """replicas that serve, or fell silent, without a fresh sample"""
     active_at: datetime | None
     """last moment at which a replica was seen with work, where the scraper knows"""
 
@@ -62,13 +62,17 @@ def load_of(observed: Observed, fleet: Fleet) -> Load:
         parked=sum(d.parked for d in observed.demands),
         running=sum(s.running for s in samples),
         waiting=sum(s.waiting for s in samples),
-        unknown=sum(
-            r.view.sample is None
-            for r in fleet.every
-            if r.view.ready and r.standing in {Standing.READY, Standing.SILENT, Standing.LEAVING}
-        ),
+        unknown=sum(r.view.sample is None for r in fleet.every if _may_work(r)),
         active_at=max(seen, default=None),
     )
+
+
+def _may_work(replica: Replica) -> bool:
+    """Serves, or did so until it fell silent: one too busy for probes and scrapes is not idle."""
+    if replica.standing is Standing.STARTING:
+        return replica.view.loaded
+    serving = {Standing.READY, Standing.SILENT, Standing.LEAVING}
+    return replica.view.ready and replica.standing in serving
 
 
 def count(observed: Observed, fleet: Fleet, load: Load, limit: int) -> Count:

@@ -57,7 +57,7 @@ class Replica:
             return False
         sample = self.view.sample
         if sample is None:
-            return self.view.ready
+            return self.view.ready or self.view.loaded
         return sample.running + sample.waiting > 0
 
     @property

@@ -90,6 +90,8 @@ class ReplicaView:
     running: bool
     """its engine container's process runs (loading, or serving)"""
     deleting: bool
+    loaded: bool = False
+    """its startup probe has passed: not ready now means that it fell silent, not that it loads"""
     ended: bool = False
     """phase Failed or Succeeded (evicted, not admitted): its ReplicaSet counts it no more"""
     ip: str | None = None

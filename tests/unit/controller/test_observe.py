@@ -205,3 +205,10 @@ def test_an_evicted_pod_has_ended(phase: str, ended: bool) -> None:
     pod = engine_pod(ready=False)
     pod["status"]["phase"] = phase
     assert replica(pod).ended is ended
+
+
+@pytest.mark.parametrize("started", [True, False])
+def test_a_replica_whose_startup_probe_has_passed_is_loaded(started: bool) -> None:
+    pod = engine_pod(ready=False)
+    pod["status"]["containerStatuses"][0]["started"] = started
+    assert replica(pod).loaded is started

@@ -171,3 +171,15 @@ def test_the_hysteresis_survives_a_restart_because_it_is_in_the_status() -> None
     assert later.total == 3
     later.run(40)
     assert later.total == 2
+
+
+def test_a_busy_replica_that_answers_no_probe_and_no_scrape_does_not_put_the_tier_to_sleep() -> (
+    None
+):
+    w = serving(streams=1)
+    w.streams = 0  # its client is served already: nothing is parked, nothing is known
+    w.hang(w.ready[0].name)
+    w.writes.clear()
+    w.run(60)
+    assert w.total == 1
+    assert not [x.what for x in w.writes if "Deployment" in x.what]
