@@ -108,6 +108,8 @@ class World:
     metrics: bool = True
     pull_failure: str | None = None
     """the kubelet's own words when the image cannot be pulled"""
+    stuck_volume: bool = False
+    """bound pods stay in ContainerCreating, in which a kubelet says nothing"""
     crash: str | None = None
     """the engine's own words when every start fails"""
     hub_failure: str | None = None
@@ -493,6 +495,8 @@ class World:
                 continue
             if pod.running_at is None and self.pull_failure:
                 pod.failure = self.pull_failure
+                continue
+            if pod.running_at is None and self.stuck_volume:
                 continue
             if pod.running_at is None and self.now - pod.bound_at >= timedelta(seconds=2):
                 pod.running_at = self.now

@@ -16,6 +16,12 @@ MAX_BACKOFF_S = 3600.0
 NEVER_STARTED_S = 120.0
 """An image that cannot be pulled, a container that cannot be made: no restart will be counted."""
 
+STUCK = (
+    "no container was made within spec.engine.startup: a volume that cannot be mounted, or a slow "
+    "image pull; the pod's events say which (kubectl get events)"
+)
+"""For a pod that stays in ContainerCreating: its node is paid for all the while."""
+
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
@@ -39,7 +45,7 @@ def judge(observed: Observed, fleet: Fleet) -> Verdict:
     failures = 1 if before is None else before.failures + 1
     wait_s = min(MAX_BACKOFF_S, FIRST_BACKOFF_S * 2 ** min(failures - 1, 16))
     retry_at = (now + timedelta(seconds=wait_s)).replace(microsecond=0)
-    words = failed[0].view.failure or ""
+    words = failed[0].view.failure or STUCK
     status = EngineFailureStatus(
         failures=failures,
         generation=observed.generation,
@@ -51,11 +57,14 @@ def judge(observed: Observed, fleet: Fleet) -> Verdict:
 
 def _given_up(replica: Replica, observed: Observed) -> bool:
     view = replica.view
-    if view.failure is None:
-        return False
-    if view.restarts >= GIVE_UP_RESTARTS:
-        return True
     started = view.running or view.restarts > 0
-    limit_s = durations.seconds(observed.spec.engine.startup) if started else NEVER_STARTED_S
     begun = view.scheduled_at or view.created_at
+    if view.failure is None:
+        # The kubelet gives no reason while volumes are mounted and the image is pulled.
+        if started or view.node is None:
+            return False
+    elif view.restarts >= GIVE_UP_RESTARTS:
+        return True
+    patient = started or view.failure is None
+    limit_s = durations.seconds(observed.spec.engine.startup) if patient else NEVER_STARTED_S
     return observed.now - begun > timedelta(seconds=limit_s)

@@ -279,3 +279,17 @@ def test_a_lost_status_drops_nothing_that_serves() -> None:
     w.run(60)
     assert w.total == 1
     assert len(w.ready) == 1
+
+
+def test_a_volume_that_never_mounts_does_not_keep_a_gpu_forever() -> None:
+    w = world(scaling={"minReplicas": 1, "maxReplicas": 1}, engine={"startup": "5m"})
+    w.settle()
+    w.stuck_volume = True
+    for pod in w.ready:
+        w.evict(pod.name)
+    w.run(280)
+    assert w.total == 1
+    w.run(60, step_s=5)
+    assert w.total == 0
+    assert w.condition("Degraded") == ("True", "EngineFailed")
+    assert "no container" in w.message("Degraded")
