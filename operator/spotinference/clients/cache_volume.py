@@ -8,6 +8,7 @@ DEST/.spotinference-fetch.lock                 held by the one who fetches
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import json
 import os
@@ -25,6 +26,8 @@ LOCK = ".spotinference-fetch.lock"
 LOCK_POLL_S = 1.0
 SPARE_BYTES = 64 * 1024 * 1024
 """Left free beside the weights: the engine's compile cache lies on the same volume."""
+
+_NO_DIRECTORY_SYNC = frozenset({errno.EINVAL, errno.ENOTSUP, errno.ENOSYS, errno.EBADF})
 
 
 def is_complete(folder: Path) -> bool:
@@ -72,8 +75,8 @@ def complete(folder: Path, snapshot: Snapshot) -> None:
     temporary.write_text(json.dumps(body, indent=1, sort_keys=True))
     _sync(temporary)
     temporary.replace(folder / MANIFEST)
-    _sync(folder)
-    _sync(folder.parent)
+    _sync_directory(folder)
+    _sync_directory(folder.parent)
 
 
 def _sync(path: Path) -> None:
@@ -82,6 +85,15 @@ def _sync(path: Path) -> None:
         os.fsync(number)
     finally:
         os.close(number)
+
+
+def _sync_directory(path: Path) -> None:
+    """As far as the file system can: SMB shares and some FUSE volumes refuse (EINVAL)."""
+    try:
+        _sync(path)
+    except OSError as error:
+        if error.errno not in _NO_DIRECTORY_SYNC:
+            raise
 
 
 @contextmanager

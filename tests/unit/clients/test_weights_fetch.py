@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import fcntl
 import json
 import os
 import shutil
+import stat
 import sys
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
@@ -174,6 +176,25 @@ def test_too_little_space_is_said_in_numbers(tmp_path: Path) -> None:
     with pytest.raises(HubError, match=r"needs 100000\.0 TB more, the cache volume has") as caught:
         cache_volume.check_space(tmp_path, snapshot)
     assert caught.value.reason == "CacheFull"
+
+
+def test_a_volume_that_cannot_sync_directories_is_completed_all_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """SMB shares of older kernels and some FUSE volumes answer EINVAL."""
+    really = os.fsync
+
+    def fsync(number: int) -> None:
+        if stat.S_ISDIR(os.fstat(number).st_mode):
+            raise OSError(errno.EINVAL, "Invalid argument")
+        really(number)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    folder = tmp_path / "commit"
+    folder.mkdir()
+    (folder / "config.json").write_text("{}")
+    cache_volume.complete(folder, Snapshot(REPO, "c" * 40, (HubFile("config.json", 2, None),)))
+    assert cache_volume.is_complete(folder)
 
 
 def test_a_held_lock_ends_the_wait_at_the_deadline(tmp_path: Path) -> None:
