@@ -104,20 +104,26 @@ def _fixed(observed: Observed, subject: Subject, reverted: list[str]) -> list[Ap
 
 
 def _claims(observed: Observed, subject: Subject) -> list[Apply]:
-    """Claims are made once and may grow; everything else in them is immutable."""
+    """Claims are made once; they may grow, and `retain` decides who owns them."""
     found = []
     for zone in weights.cache_zones(observed):
         desired = stamped(manifests.cache_claim(subject, zone))
         live = observed.children.get((PVC.kind, desired["metadata"]["name"]))
         if live is None:
             found.append(Apply(PVC, desired))
-        elif not _going(live) and _outgrown(desired, live):
-            spec = {
-                **desired["spec"],
-                "accessModes": live["spec"]["accessModes"],
-                "storageClassName": live["spec"].get("storageClassName"),
-            }
-            found.append(Apply(PVC, {**desired, "spec": spec}))
+            continue
+        grows = _outgrown(desired, live)
+        retained = "ownerReferences" not in desired["metadata"]
+        if _going(live) or not (grows or retained == owned(live, observed.uid)):
+            continue
+        spec = {
+            **desired["spec"],
+            "accessModes": live["spec"]["accessModes"],
+            "storageClassName": live["spec"].get("storageClassName"),
+        }
+        if not grows:
+            spec["resources"] = {"requests": live["spec"]["resources"]["requests"]}
+        found.append(Apply(PVC, {**desired, "spec": spec}))
     return found
 
 

@@ -238,3 +238,18 @@ def test_a_tier_that_is_being_deleted_is_left_alone() -> None:
 
 def only_status(plan: Plan) -> bool:
     return not (plan.scales or plan.applies or plan.deletes or plan.dooms)
+
+
+def test_a_cache_that_is_to_be_retained_from_now_on_is_not_collected_with_its_tier() -> None:
+    w = world(cache={"retain": False})
+    (claim,) = (body for (kind, _), body in w.children.items() if kind == "PersistentVolumeClaim")
+    assert claim["metadata"]["ownerReferences"]
+    for retain, owners in ((True, 0), (False, 1)):
+        w.edit(cache={"retain": retain})
+        w.settle()
+        (claim,) = (b for (kind, _), b in w.children.items() if kind == "PersistentVolumeClaim")
+        assert len(claim["metadata"].get("ownerReferences", [])) == owners
+        assert claim["spec"]["resources"]["requests"]["storage"] == "100Gi"
+        w.writes.clear()
+        w.run(20)
+        assert w.writes == []
