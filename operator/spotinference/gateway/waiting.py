@@ -67,7 +67,9 @@ class Waiting:
         ref = self.tier.ref
         parking = self._context.parking
         started = time.monotonic()
-        released = parking.enter(self.tier, self._ticket, bounded=not self._admitted)
+        released = parking.enter(
+            self.tier, self._ticket, bounded=not (self._admitted or self._reply.begun)
+        )
         self._admitted = True
         try:
             if self._prepared.stream and self.tier.spec.wake.heartbeat != "off":
