@@ -60,13 +60,17 @@ class Replicas:
             self._gone(ref, after["metadata"]["uid"])
             return
         uid = after["metadata"]["uid"]
+        base_url = f"http://{f'[{ip}]' if ':' in ip else ip}:{_port(after)}"
         replica = self._by_tier.setdefault(ref, {}).get(uid)
+        if replica is not None and replica.base_url != base_url:
+            self._gone(ref, uid)  # a new sandbox of the same pod: the old address may be anyone's
+            replica = None
         if replica is None:
             replica = Replica(
                 tier=ref,
                 name=after["metadata"]["name"],
                 uid=uid,
-                base_url=f"http://{f'[{ip}]' if ':' in ip else ip}:{_port(after)}",
+                base_url=base_url,
                 fingerprint=_fingerprint(after),
             )
             self._by_tier[ref][uid] = replica
