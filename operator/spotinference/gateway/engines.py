@@ -111,13 +111,14 @@ class Engines:
             sock_read=settings.first_byte_timeout_s,
         )
         try:
-            return await self._session.post(
-                replica.base_url + path,
-                data=body,
-                headers={"Content-Type": "application/json", "X-Request-Id": request_id},
-                timeout=timeout,
-                allow_redirects=False,
-            )
+            async with _until_gone(replica):
+                return await self._session.post(
+                    replica.base_url + path,
+                    data=body,
+                    headers={"Content-Type": "application/json", "X-Request-Id": request_id},
+                    timeout=timeout,
+                    allow_redirects=False,
+                )
         except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError) as error:
             raise Unreachable(f"{replica.name}: {error}") from error
         except TimeoutError as error:
@@ -194,6 +195,22 @@ class Engines:
                 return response.status == 200
         except (aiohttp.ClientError, OSError, TimeoutError):
             return False
+
+
+@asynccontextmanager
+async def _until_gone(replica: Replica) -> AsyncIterator[None]:
+    """TimeoutError in the block once the replica leaves the cluster: a dead node sends no reset."""
+    now = asyncio.get_running_loop().time
+    async with asyncio.timeout(None) as scope:
+
+        def drop() -> None:
+            scope.reschedule(now())
+
+        replica.on_gone.add(drop)
+        try:
+            yield
+        finally:
+            replica.on_gone.discard(drop)
 
 
 async def to_the_end(response: aiohttp.ClientResponse) -> None:
