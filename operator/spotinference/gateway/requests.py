@@ -55,6 +55,10 @@ def parse(endpoint: Endpoint, raw: bytes) -> Json:
         ) from error
     if not isinstance(body, dict):
         raise GatewayError(Code.INVALID_REQUEST, "The body must be a JSON object.")
+    try:
+        orjson.dumps(body)  # reads four times deeper than it writes: refuse before a GPU is woken
+    except orjson.JSONEncodeError as error:
+        raise GatewayError(Code.INVALID_REQUEST, "The body is nested too deeply.") from error
     model = body.get("model")
     if not isinstance(model, str) or not 0 < len(model) <= MAX_MODEL_CHARS:
         raise _invalid("model", f"must be a string of 1 to {MAX_MODEL_CHARS} characters")
