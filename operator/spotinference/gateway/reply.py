@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Awaitable, Iterator
+from contextlib import contextmanager
 
+import aiohttp
 from aiohttp import web
 
 from spotinference.gateway.config import GatewaySettings
@@ -11,7 +14,9 @@ from spotinference.gateway.errors import GatewayError
 
 FLUSH_TIMEOUT_S = 1.0
 """The last event before an abort gets this long to leave."""
-HIGH_WATER_BYTES = 64 * 1024
+LOW_WATER_BYTES = 16 * 1024
+"""A transport takes writes without a pause while no more than this is buffered: a paused one
+resumes there, an unpaused one pauses at four times as much."""
 
 
 class Reply:
@@ -47,20 +52,36 @@ class Reply:
         response = self._response
         assert response is not None
         transport = self._http.transport
-        if transport is not None and transport.get_write_buffer_size() > HIGH_WATER_BYTES:
-            try:
-                async with asyncio.timeout(self._settings.client_write_timeout_s):
-                    await response.write(data)
-            except TimeoutError as error:
-                transport.abort()
-                raise ConnectionResetError("the client takes nothing") from error
+        if transport is None or transport.get_write_buffer_size() + len(data) <= LOW_WATER_BYTES:
+            with _client_gone():
+                await response.write(data)
             return
-        await response.write(data)
+        await self._in_time(response.write(data))
 
     async def finish(self) -> web.StreamResponse:
         assert self._response is not None
-        await self._response.write_eof()
+        await self._in_time(self._response.write_eof())
         return self._response
+
+    async def send(self, response: web.Response) -> web.Response:
+        """A whole answer, under the same deadline as a streamed one."""
+
+        async def writing() -> None:
+            await response.prepare(self._http)
+            await response.write_eof()
+
+        await self._in_time(writing())
+        return response
+
+    async def _in_time(self, writing: Awaitable[None]) -> None:
+        try:
+            with _client_gone():
+                async with asyncio.timeout(self._settings.client_write_timeout_s):
+                    await writing
+        except TimeoutError as error:
+            if (transport := self._http.transport) is not None:
+                transport.abort()
+            raise ConnectionResetError("the client takes nothing") from error
 
     async def abort(self, error: GatewayError) -> web.StreamResponse:
         """Sends the error as an event and cuts the connection: no client can take it for an end.
@@ -72,8 +93,8 @@ class Reply:
         transport = self._http.transport
         try:
             if transport is not None:
-                await self._response.write(error.event())
                 async with asyncio.timeout(FLUSH_TIMEOUT_S):
+                    await self._response.write(error.event())
                     await asyncio.sleep(0)
                     while transport.get_write_buffer_size():  # noqa: ASYNC110 - a transport has no event
                         await asyncio.sleep(0.005)
@@ -83,3 +104,12 @@ class Reply:
             if transport is not None:
                 transport.abort()
         return self._response
+
+
+@contextmanager
+def _client_gone() -> Iterator[None]:
+    """What aiohttp raises for this is a ClientError: it would be taken for one of the engine's."""
+    try:
+        yield
+    except aiohttp.ClientConnectionResetError as error:
+        raise ConnectionResetError("the client is gone") from error
