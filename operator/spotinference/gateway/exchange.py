@@ -62,6 +62,9 @@ class Exchange:
         self._avoid: set[str] = set()
         self._busy: set[str] = set()
         self._attempts = 0
+        self._refusals = 0
+        """of these attempts, those that a full queue turned away"""
+        self._tried_at = self._arrived
         self._losses = 0
 
     # --- the way of a request -------------------------------------------------------------------
@@ -111,10 +114,12 @@ class Exchange:
                 await self._failed(replica, failure)
                 continue
             self._first_byte()
-            return web.Response(
-                body=answer,
-                content_type="application/json",
-                headers={"x-request-id": self._id, "Cache-Control": "no-store"},
+            return await self._reply.send(
+                web.Response(
+                    body=answer,
+                    content_type="application/json",
+                    headers={"x-request-id": self._id, "Cache-Control": "no-store"},
+                )
             )
 
     async def _fetch(self, replica: Replica, body: bytes) -> bytes:
@@ -211,19 +216,20 @@ class Exchange:
         framer = Framer()
         first = True
         async for data in response.content.iter_any():
+            if first:
+                self._expect_more(response)
             whole = framer.feed(data)
             if not whole:
                 continue
-            done = whole.endswith(chunks.DONE)
             if not chunks.sound(whole):  # [DONE] is not: it ends the answer or it does not
                 await self._with_care(replica, whole)
-                if done:
+                if self._delivered.done:
                     await engines.to_the_end(response)
                     return
                 continue
             if first:
                 first = False
-                await self._began(replica, response)
+                await self._began(replica)
             await self._forward(whole)
         self._delivered.settle()
         if not self._delivered.done:
@@ -242,20 +248,20 @@ class Exchange:
         """
         good: list[bytes] = []
         failure: EngineFailed | None = None
+        done = False
         for event in events(whole):
             if event.data is None:
                 good.append(KEEP_ALIVE)
                 continue
-            raw = b"data: " + event.data + b"\n\n"
-            failure = None if event.data == chunks.DONE_DATA else _failure_in(event.data)
+            if event.data == chunks.DONE_DATA:
+                done = True  # whatever follows it is no part of the answer
+                break
+            failure = _failure_in(event.data)
             if failure is not None:
                 break
-            good.append(raw)
-        done = bool(good) and good[-1] == chunks.DONE
-        if done:
-            good.pop()
+            good.append(b"data: " + event.data + b"\n\n")
         if any(raw is not KEEP_ALIVE for raw in good):
-            await self._began(replica, None)
+            await self._began(replica)
             self._delivered.record(b"".join(good))
         if done and not self._delivered.finished(self._prepared.choices):
             failure, done = EngineFailed({"message": "[DONE] without a finish_reason"}), False
@@ -275,16 +281,23 @@ class Exchange:
         framer = Framer()
         splice = Splice(self._prepared, self._delivered, request, self._waiting.who)
         first = True
+        heartbeat_s = self._context.settings.heartbeat_s
+        beat_at = time.monotonic() + heartbeat_s
         async for data in response.content.iter_any():
+            if first:
+                self._expect_more(response)
             for event in events(framer.feed(data)):
                 if event.data is None:
                     continue
                 out = splice.feed(event.data)
-                if not out:
+                if not out:  # a replay may take as long as the answer did so far
+                    if self._reply.begun and time.monotonic() >= beat_at:
+                        beat_at = time.monotonic() + heartbeat_s
+                        await self._reply.write(KEEP_ALIVE)
                     continue
                 if first:
                     first = False
-                    await self._began(replica, response)
+                    await self._began(replica)
                     self._count(request, "continued")
                 await self._reply.write(out)
                 if self._delivered.done:
@@ -292,17 +305,20 @@ class Exchange:
                     return
         raise Lost(f"{replica.name}: the stream ended without [DONE]")
 
-    async def _began(self, replica: Replica, response: aiohttp.ClientResponse | None) -> None:
+    def _expect_more(self, response: aiohttp.ClientResponse) -> None:
+        """The engine has begun to speak: from now on silence means that it is lost."""
+        protocol = response.connection.protocol if response.connection is not None else None
+        if protocol is not None:
+            protocol.read_timeout = self._context.settings.next_byte_timeout_s
+            protocol.start_timeout()  # else the longer one would run until the next byte
+
+    async def _began(self, replica: Replica) -> None:
         """The first new bytes of an attempt are about to go to the client."""
         self._fingerprint = replica.fingerprint
         self._waiting.since = None
         self._losses = 0
         self._busy.clear()
         self._avoid.clear()
-        if response is not None and response.connection is not None:
-            protocol = response.connection.protocol
-            if protocol is not None:
-                protocol.read_timeout = self._context.settings.next_byte_timeout_s
         self._first_byte()
         if self._lost_at is not None:
             stalled_s = time.monotonic() - self._lost_at
@@ -331,7 +347,11 @@ class Exchange:
 
     async def _failed(self, replica: Replica, failure: Exception) -> None:
         """Returns when another attempt may be made; raises what the client is told."""
-        if self._attempts >= self._context.settings.max_attempts:
+        if isinstance(failure, Busy):  # `_all_busy` has its own end: the cap of the wait
+            self._busy.add(replica.uid)
+            self._refusals += 1
+            return
+        if self._attempts - self._refusals >= self._context.settings.max_attempts:
             raise GatewayError(
                 Code.UPSTREAM_LOST, f"Gave up after {self._attempts} attempts: {failure}"
             ) from failure
@@ -340,8 +360,6 @@ class Exchange:
                 self._context.engines.eject(replica)
             case Draining():
                 self._context.engines.eject(replica, pause_s=self._context.settings.eject_max_s)
-            case Busy():
-                self._busy.add(replica.uid)
             case Refused():
                 raise self._refused(failure) from failure
             case EngineFailed() if _client_error(failure):
@@ -356,6 +374,8 @@ class Exchange:
         if self._waiting.since is None:  # bytes had been delivered: a new wait begins
             self._waiting.since = self._lost_at = time.monotonic()
             self._context.metrics.interruptions.labels(self._waiting.tier.ref.name).inc()
+        else:  # at work on the answer, not waiting: that time does not count against the cap
+            self._waiting.since += time.monotonic() - self._tried_at
         log.warning(
             "replica.lost", tier=str(self._waiting.tier.ref), id=self._id, pod=replica.name,
             losses=self._losses, error=str(failure)[:300],
@@ -389,6 +409,7 @@ class Exchange:
                     self._waiting.tier.ref, avoid=avoid, fingerprint=self._fingerprint
                 )
                 if replica is not None:
+                    self._tried_at = time.monotonic()
                     return replica
             if replicas.pick(self._waiting.tier.ref) is None:
                 await self._waiting.park()
