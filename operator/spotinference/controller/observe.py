@@ -200,7 +200,7 @@ class Observer:
             revision=_text(result.get("revision")),
             size_bytes=_number(result.get("bytes")),
             failure=None if complete else _fetch_failure(job, tries, result),
-            claim_message=_claim_message(claim, tries),
+            claim_message=None if complete else _unscheduled(tries),
         )
 
 
@@ -277,10 +277,8 @@ def _fetch_failure(job: Json | None, tries: list[Json], result: Json) -> str | N
     return None
 
 
-def _claim_message(claim: Json, tries: list[Json]) -> str | None:
-    """Why a claim is not bound yet, as far as the pods that wait for it say so."""
-    if (claim.get("status") or {}).get("phase") == "Bound":
-        return None
+def _unscheduled(tries: list[Json]) -> str | None:
+    """Why a claim is not bound, or no node takes its job, in the words of the pod that waits."""
     for pod in tries:
         scheduled = _condition(pod, "PodScheduled")
         if scheduled.get("status") == "False":

@@ -126,7 +126,7 @@ class CacheView:
     size_bytes: int | None = None
     failure: str | None = None
     claim_message: str | None = None
-    """why the claim is still pending, in the provisioner's words"""
+    """why the claim is still pending, or (bound) why no node takes its job: the scheduler's words"""
 
 
 @dataclass(frozen=True, slots=True)

@@ -280,7 +280,13 @@ def _cache(weights: Weights) -> Finding:
     return Finding(
         False,
         Reason.CACHE_FILLING,
-        f"{weights.complete} of {weights.total} cache volumes are complete",
+        f"{weights.complete} of {weights.total} cache volumes are complete"
+        + (
+            f"; no node takes the cache job: {weights.nodeless.rstrip('. ')}; it needs no GPU, "
+            "but a node without taints (in its zone)"
+            if weights.nodeless
+            else ""
+        ),
     )
 
 

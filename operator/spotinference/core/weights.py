@@ -31,6 +31,8 @@ class Weights:
     """the first failure of a cache job, in its own words"""
     pending: str | None
     """why a claim is not bound, in the provisioner's words"""
+    nodeless: str | None = None
+    """why no node takes a cache job, in the scheduler's words"""
 
     @property
     def revision(self) -> str | None:
@@ -67,10 +69,11 @@ def weigh(observed: Observed) -> Weights:
     if not needs_fetching(observed.spec):
         return Weights(None, True, None, len(zones), len(zones), None, pending)
     failure = next((c.failure for c in here if c.failure), None)
+    nodeless = next((c.claim_message for c in here if c.bound and c.claim_message), None)
     before = observed.status.weights
     status = _resolve(before, observed.spec.model.revision, here, len(zones))
     if status is None:
-        return Weights(None, False, frozenset(), 0, len(zones), failure, pending)
+        return Weights(None, False, frozenset(), 0, len(zones), failure, pending, nodeless)
     holding = [c for c in here if c.complete and c.revision in {None, status.revision}]
     old = status.requested != observed.spec.model.revision
     good = [c for c in here if c.bound] if old else holding
@@ -84,6 +87,7 @@ def weigh(observed: Observed) -> Weights:
         total=len(zones),
         failure=failure,
         pending=pending,
+        nodeless=nodeless,
     )
 
 

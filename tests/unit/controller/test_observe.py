@@ -212,3 +212,16 @@ def test_a_replica_whose_startup_probe_has_passed_is_loaded(started: bool) -> No
     pod = engine_pod(ready=False)
     pod["status"]["containerStatuses"][0]["started"] = started
     assert replica(pod).loaded is started
+
+
+def test_a_bound_cache_whose_job_finds_no_node_says_so() -> None:
+    it = shell()
+    cache_objects(it, job_condition=None, message=None)
+    (pod,) = (p for p in it.store.all(POD).values() if "job" in str(p["metadata"]["labels"]))
+    words = "0/3 nodes are available: 3 node(s) had untolerated taint(s)"
+    waits = {"type": "PodScheduled", "status": "False", "message": words}
+    status = {"phase": "Pending", "conditions": [waits]}
+    meta = {**pod["metadata"], "resourceVersion": "99"}
+    it.have(POD, {**pod, "metadata": meta, "status": status})
+    assert cache(it).bound
+    assert cache(it).claim_message == words

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 
 from spotinference.core.plan import Plan
+from spotinference.core.reconcile import decide
 from tests.support.world import World, pool, tier, world
 
 ENGINE = ("Deployment", "chat-spot-a-zone-1")
@@ -253,3 +255,17 @@ def test_a_cache_that_is_to_be_retained_from_now_on_is_not_collected_with_its_ti
         w.writes.clear()
         w.run(20)
         assert w.writes == []
+
+
+def test_a_cache_job_that_finds_no_node_is_named_in_the_condition() -> None:
+    w = World(spec=tier(), pools={"spot-a": pool(), "spot-b": pool()}, fetch_s=1e6)
+    w.run(3)
+    seen = w.observe()
+    (claim,) = seen.caches
+    words = "0/3 nodes are available: 3 node(s) had untolerated taint(s)."
+    waits = replace(claim, bound=True, claim_message=words)
+    plan = decide(replace(seen, caches=(waits,)))
+    assert plan.status is not None
+    found = next(c for c in plan.status.conditions if c.type == "CacheReady")
+    assert found.reason == "CacheFilling"
+    assert "untolerated taint(s); it needs no GPU" in found.message
