@@ -333,3 +333,27 @@ async def test_a_large_answer_that_nobody_takes_is_given_up_at_the_deadline(kind
     finally:
         writer.close()
         await runner.cleanup()
+
+
+async def test_a_mistake_in_writing_demand_is_retried_with_a_pause(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async with bench(demand_retry_max_s=1.5) as b:
+        now = asyncio.get_running_loop().time
+        applied_at: list[float] = []
+
+        async def broken(*_: object) -> Json:
+            applied_at.append(now())
+            raise RuntimeError("a bug")
+
+        with monkeypatch.context() as patched:
+            patched.setattr(b.kube, "apply", broken)
+            await b.tier("demo")
+            async with b.http() as http:
+                waiting = asyncio.create_task(http.post(CHAT, json=chat()))
+                await eventually(lambda: len(applied_at) >= 2, 5)
+                assert applied_at[1] - applied_at[0] >= 1.4
+                patched.undo()
+                await eventually(lambda: len(b.kube.leases()) == 1, 5)
+                waiting.cancel()
+                await eventually(lambda: not b.kube.leases(), 5)

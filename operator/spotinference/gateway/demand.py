@@ -106,6 +106,7 @@ class DemandWriter:
         except Exception:  # the outermost frame of this task
             self._metrics.bugs.inc()
             log.exception("demand.bug", tier=str(ref))
+            await asyncio.sleep(self._settings.demand_retry_max_s)  # it is started again below
         finally:
             del self._tasks[ref]
             del self._wakeups[ref]
