@@ -16,8 +16,7 @@ pytestmark = pytest.mark.timeout(400)
 
 CHAT: list[Json] = [{"role": "user", "content": "Tell me about spot machines."}]
 LONG: Json = {"messages": CHAT, "max_tokens": 400, "temperature": 0, "ignore_eos": True}
-SILENCE_S = 3.0
-SILENCE_AFTER_DRAIN_S = 10.0
+SILENCE_S = 10.0
 
 
 async def _first_event(engine: EngineClient, response: aiohttp.ClientResponse) -> None:
@@ -64,32 +63,12 @@ async def test_draining_finishes_what_runs_and_refuses_what_is_new(kind: Kind) -
 
 
 @pytest.mark.parametrize("kind", ENGINES)
-async def test_without_a_timeout_streams_fall_silent_and_stay_open(kind: Kind) -> None:
-    with running_engine(kind) as server:
-        async with client_of(server) as engine, engine.open(**LONG) as response:
-            await _first_event(engine, response)
-            server.terminate()
-
-            async def silent() -> bool:
-                try:
-                    async with asyncio.timeout(SILENCE_S):
-                        await response.content.readany()
-                except TimeoutError:
-                    return not response.content.at_eof()
-                assert not response.content.at_eof(), "the stream was closed"
-                return False
-
-            await eventually(silent, 60, "silence")
-            assert server.process.poll() is None, "the process waits for its clients"
-            with pytest.raises(aiohttp.ClientConnectionError):
-                await engine.get("/health")
-        await asyncio.to_thread(server.process.wait, 60)
-
-
-@pytest.mark.parametrize("kind", ENGINES)
-async def test_when_the_drain_runs_out_of_time_no_stream_looks_finished(kind: Kind) -> None:
-    """Either an error event and [DONE], or silence: which one is a race inside vLLM."""
-    with running_engine(kind, "--shutdown-timeout", "1") as server:
+@pytest.mark.parametrize("arguments", [(), ("--shutdown-timeout", "1")], ids=["abort", "drain"])
+async def test_a_stream_that_a_shutdown_cuts_never_looks_finished(
+    kind: Kind, arguments: tuple[str, ...]
+) -> None:
+    """Silence, a closed connection, or an error event and [DONE]: which is a race inside vLLM."""
+    with running_engine(kind, *arguments) as server:
         async with (
             client_of(server) as engine,
             engine.open(**{**LONG, "max_tokens": 1900}) as response,
@@ -98,12 +77,12 @@ async def test_when_the_drain_runs_out_of_time_no_stream_looks_finished(kind: Ki
             server.terminate()
             rest: list[str] = []
             stream = events(response)
-            with contextlib.suppress(TimeoutError, StopAsyncIteration):
+            with contextlib.suppress(TimeoutError, StopAsyncIteration, aiohttp.ClientError):
                 while True:
-                    async with asyncio.timeout(SILENCE_AFTER_DRAIN_S):
+                    async with asyncio.timeout(SILENCE_S):
                         rest.append(await anext(stream))
         assert '"finish_reason":"' not in "".join(rest)
-        if rest[-1] == "[DONE]":
+        if rest and rest[-1] == "[DONE]":
             assert rest[-2].startswith('{"error"')
             assert "EngineCore encountered an issue" in rest[-2]
         await asyncio.to_thread(server.process.wait, 60)
