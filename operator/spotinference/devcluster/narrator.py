@@ -45,6 +45,7 @@ class Narrator:
         self.console = console or Console(highlight=False, soft_wrap=True)
         self.live = self.console.is_terminal
         self._column = 0
+        self._fresh = False
         self._chapter = 0
 
     def title(self, text: str) -> None:
@@ -91,6 +92,9 @@ class Narrator:
 
     def text(self, piece: str, style: str = "") -> None:
         """Streams a piece of an answer, broken at spaces near the right margin."""
+        if self._fresh and piece:
+            self._write("     ")
+            self._fresh = False
         for word in _words(piece):
             full = self._column + len(word) > TEXT_WIDTH and word.startswith(" ")
             if word == "\n" or full:
@@ -104,8 +108,8 @@ class Narrator:
         """A line of ours in the middle of a streamed text."""
         self._write("\n")
         self.console.print(f"   [bold yellow]⚡ {escape(text)}[/bold yellow]")
-        self._write("     ")
         self._column = 0
+        self._fresh = True
 
     def close_text(self) -> None:
         self._write("\n\n")
