@@ -126,10 +126,10 @@ def build(config: OperatorConfig, kube: Kube, engines: EngineClient) -> Parts:
             demand.forget(body)
 
     store.removed_listeners.append(removed)
-    metrics.gauge("queue_depth", "Tiers that wait to be looked at.", lambda: queue.depth)
-    metrics.gauge("queue_active", "Tiers being looked at.", lambda: queue.active)
-    metrics.gauge("leads", "1 while this replica leads.", lambda: float(elector.leads()))
-    metrics.gauge("tiers", "Tiers known.", lambda: len(store.all(TIER)))
+    metrics.gauge("queue_depth", lambda: queue.depth)
+    metrics.gauge("queue_active", lambda: queue.active)
+    metrics.gauge("leads", lambda: float(elector.leads()))
+    metrics.gauge("tiers", lambda: len(store.all(TIER)))
     parts = Parts(
         elector=elector,
         queue=queue,

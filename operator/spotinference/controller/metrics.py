@@ -9,6 +9,14 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 PREFIX = "spotinference_operator"
 _FAST = (0.005, 0.01, 0.02, 0.035, 0.05, 0.075, 0.1, 0.15, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
 
+GAUGES = {
+    "queue_depth": "Tiers that wait to be looked at.",
+    "queue_active": "Tiers that are being looked at.",
+    "leads": "1 while this replica is the leader.",
+    "tiers": "Tiers that exist.",
+}
+"""Values that the composition root reads out of its parts."""
+
 
 class Metrics:
     def __init__(self) -> None:
@@ -78,6 +86,6 @@ class Metrics:
             registry=self.registry,
         )
 
-    def gauge(self, name: str, text: str, read: Callable[[], float]) -> None:
-        """A value read when Prometheus asks."""
-        Gauge(f"{PREFIX}_{name}", text, registry=self.registry).set_function(read)
+    def gauge(self, name: str, read: Callable[[], float]) -> None:
+        """One of `GAUGES`, read when Prometheus asks."""
+        Gauge(f"{PREFIX}_{name}", GAUGES[name], registry=self.registry).set_function(read)
