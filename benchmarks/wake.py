@@ -75,6 +75,9 @@ async def one_wake(
         if w.resource == "deployments" and w.user == "operator" and w.code < 300
     ]
     written_at = datetime.fromisoformat(scales[0].at)
+    async with asyncio.timeout(5):
+        while set(ready.seen) == before:  # noqa: ASYNC110  # the gateway may see it before our watch
+            await asyncio.sleep(0.001)
     new = [at for uid, at in ready.seen.items() if uid not in before]
     first = answer.first_token_at or float("nan")
     await bed.tier_until("quick", lambda t: t["status"].get("phase") == "Asleep", deadline_s=60)
