@@ -51,7 +51,6 @@ class Code(Enum):
     )
     WAKE_TIMEOUT = Row(504, "timeout_error", False, "No replica became ready within spec.wake.cap.")
     ENGINE_BUSY = Row(503, "service_unavailable_error", True, "All replicas have full queues.")
-    ENGINE_TIMEOUT = Row(504, "timeout_error", None, "A replica did not begin to answer in time.")
     ENGINE_FAILED = Row(
         502, "api_error", None, "Replicas answered with an error, or not in the protocol."
     )
