@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+from pathlib import Path
 
 from spotinference.api.kinds import CONFIG_MAP, JOB, POD, SECRET, Json
 from spotinference.core.observed import Market
@@ -95,6 +96,34 @@ async def test_pre_stop_runs_before_sigterm(nodes: Nodes, ns: str) -> None:
     await nodes.kube.delete(POD, "p", ns)
     await nodes.gone(ns)
     assert "hook was there: True" in nodes.log(pod)
+
+
+async def test_a_pod_with_a_volume_at_tmp_keeps_its_temporary_files_to_itself(
+    nodes: Nodes, ns: str
+) -> None:
+    script = (
+        "import os, signal, socket, sys, tempfile, time\n"
+        "where = tempfile.gettempdir()\n"
+        "left = len(os.listdir(where))\n"
+        "socket.socket(socket.AF_UNIX).bind(where + '/' + 's' * 60)\n"
+        "print('found', left, 'in', where, flush=True)\n"
+        "time.sleep(600)\n"
+    )
+    mount = {"volumeMounts": [{"name": "tmp", "mountPath": "/tmp"}]}
+    volumes = {"volumes": [{"name": "tmp", "emptyDir": {}}], "terminationGracePeriodSeconds": 0}
+    places = []
+    for name in ("one", "two"):
+        await nodes.pod(ns, name, script=script, container=mount, spec=volumes)
+        pod = await nodes.running(ns, name)
+        await nodes.says(pod, "found")
+        words = nodes.log(pod).split()
+        assert words[1] == "0"
+        places.append(Path(words[3]))
+    assert places[0].resolve() != places[1].resolve()
+    for name in ("one", "two"):
+        await nodes.kube.delete(POD, name, ns)
+        await nodes.gone(ns, name)
+    await eventually(lambda: not any(place.is_symlink() for place in places), 5)
 
 
 async def test_a_crashing_container_is_restarted_once_and_then_backs_off(

@@ -19,7 +19,7 @@ import structlog
 from spotinference import errors
 from spotinference.api.kinds import Json
 from spotinference.clients.clock import Clock
-from spotinference.devcluster import mounts, podlogs, probes, sandbox, sessions
+from spotinference.devcluster import mounts, podlogs, probes, sandbox, sessions, shortcuts
 from spotinference.devcluster.containerstate import (
     Backoff,
     ContainerStatus,
@@ -56,6 +56,7 @@ INHERITED = (
 """Of the agent's own environment; everything else comes from the image and the pod."""
 ENV_TERMINATION_LOG = "SPOTINFERENCE_TERMINATION_LOG"
 DEFAULT_TERMINATION_PATH = "/dev/termination-log"
+TEMPORARY = "/tmp"  # noqa: S108 - a container's own
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,8 +167,10 @@ class ContainerRunner:
             sessions.MARK_POD: box.pod["metadata"]["uid"],
             ENV_TERMINATION_LOG: str(termination),
         }
-        home = {"HOME": str(box.directory / "home")}
-        return _Launch(argv, {**box.base_env, **home, **env, **own}, image, where, termination)
+        places = {"HOME": str(box.directory / "home")}
+        if (temporary := paths.folders.get(TEMPORARY)) is not None:
+            places["TMPDIR"] = str(shortcuts.to(temporary))
+        return _Launch(argv, {**box.base_env, **places, **env, **own}, image, where, termination)
 
     async def _run_once(self, launch: _Launch) -> Terminated:
         box, status = self._box, self.status

@@ -1,8 +1,8 @@
-"""Removes the processes that a killed supervisor left behind."""
+"""Removes what a killed supervisor left behind outside its state directory."""
 
 from __future__ import annotations
 
-from spotinference.devcluster import processes, sessions
+from spotinference.devcluster import processes, sessions, shortcuts
 from spotinference.devcluster.paths import ClusterPaths
 
 
@@ -13,4 +13,6 @@ def clean(paths: ClusterPaths) -> list[int]:
     container sessions lies there.
     """
     sessions.kill_leftovers(paths, paths.session_ledger)
-    return processes.sweep(paths)
+    killed = processes.sweep(paths)
+    shortcuts.forget(paths.root)
+    return killed

@@ -21,7 +21,7 @@ from spotinference import errors
 from spotinference.api.kinds import POD, Json
 from spotinference.clients.clock import Clock
 from spotinference.clients.kube import Kube
-from spotinference.devcluster import mounts, podstatus
+from spotinference.devcluster import mounts, podstatus, shortcuts
 from spotinference.devcluster.containers import ContainerRunner, PodBox
 from spotinference.devcluster.containerstate import ContainerStatus, State, Terminated, Timing
 from spotinference.devcluster.events import Events
@@ -142,6 +142,7 @@ class PodWorker:
             log.exception("pod.failed", pod=self.name)
         finally:
             self.kill()
+            shortcuts.forget(self._directory)
             await asyncio.to_thread(shutil.rmtree, self._directory, ignore_errors=True)
 
     async def _run(self) -> None:
