@@ -33,6 +33,7 @@ from spotinference.gateway.engines import (
 from spotinference.gateway.errors import Code, GatewayError
 from spotinference.gateway.replicas import Replica
 from spotinference.gateway.reply import Reply
+from spotinference.gateway.search import Search
 from spotinference.gateway.waiting import Waiting
 
 log = structlog.get_logger(__name__)
@@ -58,13 +59,10 @@ class Exchange:
         ticket = context.parking.ticket(context.clock.now(), body_bytes)
         self._waiting = Waiting(context, tier, prepared, self._delivered, self._reply, ticket)
         self._lost_at: float | None = None
-        self._fingerprint: str | None = None
-        self._avoid: set[str] = set()
-        self._busy: set[str] = set()
+        self._search = Search(context, self._waiting)
         self._attempts = 0
         self._refusals = 0
         """of these attempts, those that a full queue turned away"""
-        self._tried_at = self._arrived
         self._losses = 0
 
     # --- the way of a request -------------------------------------------------------------------
@@ -107,7 +105,7 @@ class Exchange:
         """Nothing is sent before the answer is whole, so every failure may be tried elsewhere."""
         body = orjson.dumps(self._prepared.body)
         while True:
-            replica = await self._acquire()
+            replica = await self._search.replica()
             try:
                 answer = await self._fetch(replica, body)
             except _FAILURES as failure:
@@ -146,7 +144,7 @@ class Exchange:
         request: Next | None = None
         whole = False
         while True:
-            replica = await self._acquire()
+            replica = await self._search.replica()
             try:
                 await self._attempt(replica, request)
             except Diverged as error:
@@ -314,11 +312,9 @@ class Exchange:
 
     async def _began(self, replica: Replica) -> None:
         """The first new bytes of an attempt are about to go to the client."""
-        self._fingerprint = replica.fingerprint
+        self._search.found(replica)
         self._waiting.since = None
         self._losses = 0
-        self._busy.clear()
-        self._avoid.clear()
         self._first_byte()
         if self._lost_at is not None:
             stalled_s = time.monotonic() - self._lost_at
@@ -347,8 +343,8 @@ class Exchange:
 
     async def _failed(self, replica: Replica, failure: Exception) -> None:
         """Returns when another attempt may be made; raises what the client is told."""
-        if isinstance(failure, Busy):  # `_all_busy` has its own end: the cap of the wait
-            self._busy.add(replica.uid)
+        if isinstance(failure, Busy):  # a search among full queues has an end of its own
+            self._search.busy(replica)
             self._refusals += 1
             return
         if self._attempts - self._refusals >= self._context.settings.max_attempts:
@@ -370,12 +366,12 @@ class Exchange:
 
     async def _lost(self, replica: Replica, failure: Exception) -> None:
         self._losses += 1
-        self._avoid = {replica.uid}
+        self._search.failed(replica)
         if self._waiting.since is None:  # bytes had been delivered: a new wait begins
             self._waiting.since = self._lost_at = time.monotonic()
             self._context.metrics.interruptions.labels(self._waiting.tier.ref.name).inc()
         else:  # at work on the answer, not waiting: that time does not count against the cap
-            self._waiting.since += time.monotonic() - self._tried_at
+            self._waiting.since += time.monotonic() - self._search.found_at
         log.warning(
             "replica.lost", tier=str(self._waiting.tier.ref), id=self._id, pod=replica.name,
             losses=self._losses, error=str(failure)[:300],
@@ -397,40 +393,6 @@ class Exchange:
         if "maximum context length" in message or "max_model_len" in message:
             return GatewayError(Code.CONTEXT_LENGTH_EXCEEDED, message, param=param)
         return GatewayError(Code.ENGINE_REFUSED, message, param=param, status=failure.status)
-
-    # --- waiting for a replica ------------------------------------------------------------------
-
-    async def _acquire(self) -> Replica:
-        replicas = self._context.replicas
-        while True:
-            self._waiting.refresh()
-            for avoid in (self._busy | self._avoid, self._busy):
-                replica = replicas.pick(
-                    self._waiting.tier.ref, avoid=avoid, fingerprint=self._fingerprint
-                )
-                if replica is not None:
-                    self._tried_at = time.monotonic()
-                    return replica
-            if replicas.pick(self._waiting.tier.ref) is None:
-                await self._waiting.park()
-            elif self._busy:
-                await self._all_busy()
-            else:
-                raise GatewayError(
-                    Code.NOT_CONTINUABLE,
-                    "The replicas that are left serve another revision of the model.",
-                )
-
-    async def _all_busy(self) -> None:
-        """Full queues everywhere: an error while that is possible, else a pause."""
-        if not self._reply.begun:
-            raise GatewayError(
-                Code.ENGINE_BUSY, "All replicas have full queues. Retry soon.", retry_after_s=1
-            )
-        if time.monotonic() >= self._waiting.deadline():
-            raise self._waiting.timeout()
-        await asyncio.sleep(random.uniform(0.1, 0.5))
-        self._busy.clear()
 
 
 KEEP_ALIVE = b": keep-alive\n\n"

@@ -42,6 +42,11 @@ class Waiting:
         self.who: Identity | None = None
         """set when a chunk of ours had to go out before the engine's first"""
 
+    @property
+    def begun(self) -> bool:
+        """The client has its status already."""
+        return self._reply.begun
+
     def refresh(self) -> None:
         """The tier as it is now; deleted and paused ones end the wait."""
         tier = self._context.catalogue.get(self.tier.ref)
