@@ -119,6 +119,7 @@ async def test_streams_that_lost_their_replica_are_not_turned_away_by_a_full_que
                 is_whole(await task, undisturbed)
 
 
+@pytest.mark.fault(59)
 async def test_a_client_that_stops_reading_does_not_hold_its_engine_for_ever() -> None:
     async with bench(client_write_timeout_s=0.5) as b:
         await b.tier("demo")
@@ -170,6 +171,7 @@ async def test_a_silent_node_that_leaves_before_its_answer_began_is_left_at_once
         assert len(second.sim.requests) == 1
 
 
+@pytest.mark.fault(58)
 @pytest.mark.parametrize("streamed", [True, False], ids=["stream", "whole"])
 async def test_json_too_deep_to_be_sent_on_is_400_and_wakes_nobody(streamed: bool) -> None:
     body = orjson.dumps(chat(stream=streamed))
@@ -248,6 +250,7 @@ async def test_a_replica_that_falls_silent_during_a_replay_is_lost_after_the_dea
         is_whole(seen, undisturbed)
 
 
+@pytest.mark.fault(60)
 async def test_a_client_that_resets_is_not_taken_for_a_lost_replica() -> None:
     async with bench() as b:
         await b.tier("demo")
@@ -287,6 +290,7 @@ async def raw_engine(*events: bytes) -> AsyncIterator[int]:
         yield server.sockets[0].getsockname()[1]
 
 
+@pytest.mark.fault(61)
 async def test_a_done_without_a_finish_is_no_end_though_something_follows_it() -> None:
     chunk = {
         "id": "chatcmpl-1", "object": "chat.completion.chunk", "created": 1, "model": "demo",
@@ -305,6 +309,7 @@ async def test_a_done_without_a_finish_is_no_end_though_something_follows_it() -
         assert not seen.clean
 
 
+@pytest.mark.fault(59)
 @pytest.mark.parametrize("kind", ["stream", "whole"])
 async def test_a_large_answer_that_nobody_takes_is_given_up_at_the_deadline(kind: str) -> None:
     settings = GatewaySettings(client_write_timeout_s=0.2)

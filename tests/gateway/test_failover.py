@@ -63,6 +63,7 @@ async def cut(b: Bench, path: str, body: Json, after: int, mode: Any = "rst") ->
             return await stream(http, path, body)
 
 
+@pytest.mark.fault(37, 62)
 @pytest.mark.parametrize("params", [GREEDY, SEEDED], ids=["greedy", "seeded"])
 @pytest.mark.parametrize("path", [CHAT, COMPLETION], ids=["chat", "completion"])
 async def test_a_stream_cut_after_any_token_is_byte_identical(path: str, params: Json) -> None:
@@ -77,6 +78,7 @@ async def test_a_stream_cut_after_any_token_is_byte_identical(path: str, params:
             same(await cut(b, path, body, after), whole)
 
 
+@pytest.mark.fault(37)
 @pytest.mark.parametrize("mode", LOSSES)
 @pytest.mark.parametrize("params", [GREEDY, SEEDED], ids=["greedy", "seeded"])
 async def test_a_stream_survives_every_kind_of_loss(mode: str, params: Json) -> None:
@@ -102,6 +104,7 @@ async def test_an_unseeded_stream_loses_and_repeats_nothing() -> None:
         same(seen, whole)
 
 
+@pytest.mark.fault(37, 38)
 @pytest.mark.parametrize("params", [GREEDY, SEEDED], ids=["greedy", "seeded"])
 @pytest.mark.parametrize("path", [CHAT, COMPLETION], ids=["chat", "completion"])
 async def test_without_another_replica_the_stream_is_parked_and_goes_on(
@@ -126,6 +129,7 @@ async def test_without_another_replica_the_stream_is_parked_and_goes_on(
         assert [verb for verb, _ in b.kube.writes] == ["apply", "delete"]
 
 
+@pytest.mark.fault(62)
 @pytest.mark.parametrize("params", [GREEDY, SEEDED], ids=["greedy", "seeded"])
 async def test_one_answer_survives_three_losses_one_of_them_during_the_replay(
     params: Json,
@@ -143,6 +147,7 @@ async def test_one_answer_survives_three_losses_one_of_them_during_the_replay(
         same(seen, whole)
 
 
+@pytest.mark.fault(62)
 async def test_a_loss_after_the_finish_reason_is_only_completed() -> None:
     async with bench() as b:
         await b.tier("demo")
@@ -250,6 +255,7 @@ async def test_a_silent_replica_is_lost_after_the_deadline() -> None:
         same(await cut(b, CHAT, chat(**GREEDY), 9, "hang_stream"), whole)
 
 
+@pytest.mark.fault(36)
 async def test_a_doomed_replica_gets_nothing_new_and_finishes_what_it_has() -> None:
     async with bench(tokens_per_s=200) as b:
         await b.tier("demo")
@@ -283,6 +289,7 @@ async def test_an_answer_never_continues_on_another_revision_of_the_model() -> N
         assert seen.done == 0
 
 
+@pytest.mark.fault(37)
 @pytest.mark.parametrize("off", [True, False], ids=["continuation-off", "n-2"])
 async def test_what_cannot_be_continued_ends_with_an_error_and_an_aborted_connection(
     off: bool,
@@ -299,6 +306,7 @@ async def test_what_cannot_be_continued_ends_with_an_error_and_an_aborted_connec
         assert not seen.clean
 
 
+@pytest.mark.fault(62)
 async def test_a_replica_that_answers_otherwise_is_never_appended_to() -> None:
     """Another model under the same name: the replay differs, the stream ends honestly."""
     async with bench() as b:

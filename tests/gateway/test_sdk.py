@@ -89,6 +89,7 @@ async def test_a_whole_answer_survives_the_loss_of_its_replica() -> None:
         assert 0 < answer.usage.completion_tokens <= 60
 
 
+@pytest.mark.fault(49)
 async def test_the_sdk_waits_through_a_wake_and_reads_heartbeats() -> None:
     quick = {"fail_fast_s": 0.05, "heartbeat_s": 0.05, "empty_chunk_s": 0.1}
     async with bench(**quick) as b, b.openai() as client:

@@ -47,6 +47,7 @@ def request(target: str = CHAT, *headers: str, body: str = "{}", method: str = "
     return "\r\n".join([*lines, "", body]).encode()
 
 
+@pytest.mark.fault(63, 68)
 @pytest.mark.parametrize(
     "headers",
     [
@@ -76,6 +77,7 @@ async def test_without_exactly_one_good_key_it_is_401_and_nothing_wakes(headers:
         assert b.kube.writes == []
 
 
+@pytest.mark.fault(64)
 async def test_a_key_opens_its_namespace_and_no_other() -> None:
     async with bench() as b:
         await b.tier("demo")
@@ -109,6 +111,7 @@ async def test_keys_are_re_read_without_a_restart_and_a_damaged_file_changes_not
         assert await status("sk-spot-new") == 200
 
 
+@pytest.mark.fault(66)
 @pytest.mark.parametrize(
     ("method", "target"),
     [
@@ -145,6 +148,7 @@ async def test_everything_but_the_exact_paths_is_404_and_touches_no_engine(
         assert not engine.sim.requests
 
 
+@pytest.mark.fault(57)
 @pytest.mark.parametrize(
     "text",
     [
@@ -168,12 +172,14 @@ async def test_a_message_that_two_parsers_read_differently_is_400_and_closed(tex
         assert re.match(rb"HTTP/1\.[01] 400 ", answer), answer[:200]
 
 
+@pytest.mark.fault(57)
 async def test_underscore_headers_are_refused() -> None:
     async with bench() as b:
         answer = await raw(b, request(CHAT, f"Authorization: Bearer {KEY}", "X_Tier: demo"))
         assert answer.startswith(b"HTTP/1.1 400 ")
 
 
+@pytest.mark.fault(59)
 async def test_a_slow_head_and_a_slow_body_are_cut_off() -> None:
     async with bench(head_timeout_s=0.3, body_timeout_s=0.3) as b:
         assert await raw(b, b"POST /v1/chat/comp") == b""
@@ -182,6 +188,7 @@ async def test_a_slow_head_and_a_slow_body_are_cut_off() -> None:
         assert answer.startswith(b"HTTP/1.1 408 ")
 
 
+@pytest.mark.fault(59)
 async def test_connections_beyond_the_cap_are_closed() -> None:
     async with bench(max_connections=3) as b:
         host, port = b.url.removeprefix("http://").split(":")
@@ -222,6 +229,7 @@ BAD_BODIES: list[tuple[Any, str]] = [
 ]
 
 
+@pytest.mark.fault(58, 68)
 @pytest.mark.parametrize(("body", "code"), BAD_BODIES, ids=range(len(BAD_BODIES)))
 async def test_a_body_that_is_wrong_is_400_and_wakes_nobody(body: Any, code: str) -> None:
     async with bench() as b:
@@ -236,6 +244,7 @@ async def test_a_body_that_is_wrong_is_400_and_wakes_nobody(body: Any, code: str
         assert b.kube.writes == []
 
 
+@pytest.mark.fault(58)
 async def test_bodies_have_a_bound_and_are_not_unpacked() -> None:
     async with bench(max_body_bytes=1000) as b:
         await b.tier("demo")
@@ -297,6 +306,7 @@ async def test_work_goes_to_the_replica_with_the_least_of_it() -> None:
             await asyncio.gather(*running)
 
 
+@pytest.mark.fault(65)
 async def test_nothing_internal_goes_in_or_out() -> None:
     async with bench() as b:
         await b.tier("demo")
@@ -348,6 +358,7 @@ async def test_a_mistake_of_ours_mid_stream_aborts_and_never_writes_a_second_res
         assert b"HTTP/1.1" not in seen.raw
 
 
+@pytest.mark.fault(70)
 async def test_unknown_models_do_not_become_labels() -> None:
     async with bench() as b:
         async with b.http() as http, http.post(CHAT, json=chat(model="a\nb")) as response:
@@ -357,6 +368,7 @@ async def test_unknown_models_do_not_become_labels() -> None:
         assert "a\\nb" not in text
 
 
+@pytest.mark.fault(69)
 async def test_sigterm_lets_answers_end_and_cuts_those_that_do_not_with_an_event() -> None:
     """What SIGTERM does, without the process: listening ends, then the drain."""
     seen = []

@@ -14,6 +14,7 @@ from tests.support.eventually import eventually
 from tests.support.gateway import CHAT, NAMESPACE, Bench, bench, chat, stream
 
 
+@pytest.mark.fault(31)
 async def test_200_requests_wake_a_tier_with_one_write_and_are_served_in_order() -> None:
     async with bench() as b:
         await b.tier("demo")
@@ -96,6 +97,7 @@ async def test_demand_is_renewed_while_anybody_waits(monkeypatch: pytest.MonkeyP
             await eventually(lambda: b.kube.writes[-1][0] == "delete", 5)
 
 
+@pytest.mark.fault(38)
 async def test_the_cap_is_a_true_504_for_whoever_has_no_headers_yet() -> None:
     async with bench(fail_fast_s=10) as b:
         await b.tier("demo", wake={"cap": "1s", "budget": "1s"})
@@ -110,6 +112,7 @@ async def test_the_cap_is_a_true_504_for_whoever_has_no_headers_yet() -> None:
         await eventually(lambda: not b.kube.leases(), 5, "demand is withdrawn")
 
 
+@pytest.mark.fault(38)
 async def test_the_cap_ends_a_stream_with_an_event_and_an_aborted_connection() -> None:
     async with bench(fail_fast_s=0.1, heartbeat_s=0.1, empty_chunk_s=0.3) as b:
         await b.tier(
@@ -132,6 +135,7 @@ async def test_the_cap_ends_a_stream_with_an_event_and_an_aborted_connection() -
         assert len(seen.identities) == 1
 
 
+@pytest.mark.fault(49)
 async def test_a_stream_that_was_kept_alive_is_one_answer_under_one_identity() -> None:
     async with bench(fail_fast_s=0.05, heartbeat_s=0.05, empty_chunk_s=0.1) as b:
         await b.tier("demo")
@@ -155,6 +159,7 @@ async def test_heartbeats_can_be_switched_off() -> None:
             assert response.status == 504
 
 
+@pytest.mark.fault(31)
 async def test_one_more_than_may_wait_is_refused_at_once() -> None:
     async with bench() as b:
         await b.tier("demo", wake={"maxParked": 3})
@@ -169,6 +174,7 @@ async def test_one_more_than_may_wait_is_refused_at_once() -> None:
                 task.cancel()
 
 
+@pytest.mark.fault(60)
 async def test_the_last_client_that_leaves_calls_the_wake_off() -> None:
     async with bench() as b:
         await b.tier("demo")
@@ -182,6 +188,7 @@ async def test_the_last_client_that_leaves_calls_the_wake_off() -> None:
             await eventually(lambda: b.parked() == 0 and not b.kube.leases(), 1)
 
 
+@pytest.mark.fault(60)
 async def test_a_client_that_leaves_mid_stream_stops_the_engine_within_a_second() -> None:
     async with bench(tokens_per_s=50) as b:
         await b.tier("demo")
@@ -217,6 +224,7 @@ async def pause(b: Bench) -> None:
     await b.tier("demo", paused=True)
 
 
+@pytest.mark.fault(68)
 async def test_a_paused_tier_wakes_nobody() -> None:
     async with bench() as b:
         await b.tier("demo", paused=True)
@@ -262,6 +270,7 @@ async def test_a_released_request_whose_replica_is_dead_returns_to_its_place() -
         assert order == ["first", "second"]
 
 
+@pytest.mark.fault(62)
 @pytest.mark.parametrize("mode", ["refuse", "status"])
 async def test_a_request_that_got_no_answer_is_sent_to_another_replica(mode: str) -> None:
     async with bench() as b:
@@ -288,6 +297,7 @@ async def test_full_queues_everywhere_are_a_503_with_retry_after() -> None:
             assert (await response.json())["error"]["code"] == "engine_busy"
 
 
+@pytest.mark.fault(61)
 @pytest.mark.parametrize("mode", ["content_type", "redirect", "status"])
 async def test_an_engine_out_of_its_mind_is_a_502_with_our_error(mode: str) -> None:
     async with bench(max_losses=2) as b:
@@ -301,6 +311,7 @@ async def test_an_engine_out_of_its_mind_is_a_502_with_our_error(mode: str) -> N
                     assert (await response.json())["error"]["code"] == "engine_failed"
 
 
+@pytest.mark.fault(61)
 @pytest.mark.parametrize("mode", ["garbage", "huge_line", "bad_utf8"])
 async def test_rubbish_mid_stream_is_not_passed_on(mode: str) -> None:
     async with bench() as b:

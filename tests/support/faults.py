@@ -1,0 +1,120 @@
+"""The rows of docs/reference/faults.md: what goes wrong at the gateway, and what is seen of it.
+
+A test that proves a row carries `@pytest.mark.fault(ROW)`; tests/unit/test_faults_reference.py
+finds the marks, holds the page to them and fails when a row has no test.
+"""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+TESTS = Path(__file__).parents[1]
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    fault: str
+    verdict: str
+
+
+ROWS: Mapping[int, Row] = {
+    31: Row(
+        "A thousand requests wake one sleeping tier.",
+        "One demand for all of them; beyond the bound 429 with Retry-After.",
+    ),
+    36: Row(
+        "A reclaim notice with streams in flight.",
+        "Nothing new goes there; each stream ends there or is carried on elsewhere, unbroken.",
+    ),
+    37: Row(
+        "A node vanishes mid-stream.",
+        "The stream goes on from the exact token, at once or after a wake; what cannot be "
+        "continued gets an error event and an aborted connection, never a normal end.",
+    ),
+    38: Row(
+        "All replicas vanish at once.",
+        "Everything is parked, the tier wakes; at the cap a true 504 or an error event.",
+    ),
+    49: Row(
+        "The model loads for a long time.",
+        "Held streams get comments and empty chunks, and one unbroken answer in the end.",
+    ),
+    57: Row(
+        "Messages that two parsers could read differently.",
+        "400 and close, nothing forwarded.",
+    ),
+    58: Row(
+        "Huge or malformed heads and bodies.",
+        "400, 413, 415 or 431 by a named bound; nobody is woken; never 500.",
+    ),
+    59: Row(
+        "Slow heads, slow bodies, slow readers, idle and too many connections.",
+        "Closed by a named deadline or bound; the others go on.",
+    ),
+    60: Row(
+        "A client leaves while held or mid-stream.",
+        "The engine is freed within a second; the last one who waits calls the wake off.",
+    ),
+    61: Row(
+        "An engine that hangs, lies, redirects or sends rubbish.",
+        "Another replica is asked, or 502 with our own error; nothing of it is passed on.",
+    ),
+    62: Row(
+        "An engine fails before, in or just after its answer.",
+        "Before the first byte it is tried elsewhere, a bounded number of times; afterwards "
+        "only an exact continuation; no text is ever repeated.",
+    ),
+    63: Row("No key, a wrong one, two, or one in the wrong place.", "401, and nobody is woken."),
+    64: Row("One tenant's key, another tenant's tier.", "404, as for a tier that does not exist."),
+    65: Row(
+        "Routing fields hidden in body, headers or target.",
+        "Without effect; internal headers pass in neither direction.",
+    ),
+    66: Row(
+        "Administrative paths and disguised ones.",
+        "404 for all but the exact paths and methods; no engine is touched.",
+    ),
+    68: Row(
+        "Wakes by those who may not: no key, an invalid body, a paused tier, another method.",
+        "No demand is written.",
+    ),
+    69: Row(
+        "SIGTERM with streams in flight.",
+        "Not ready first; answers end within the drain; the rest get an error event and a cut.",
+    ),
+    70: Row(
+        "Newlines, terminal codes and made-up names in model, user or headers.",
+        "Labels are bounded (`other`), log lines are escaped.",
+    ),
+}
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Proof:
+    """One test that carries a mark."""
+
+    row: int
+    file: str
+    name: str
+
+
+def proofs(folder: Path = TESTS) -> list[Proof]:
+    """Every mark in the suite, by row, file and name."""
+    return sorted(
+        Proof(row, str(path.relative_to(folder)), name)
+        for path in folder.glob("*/test_*.py")
+        for name, row in _marks(ast.parse(path.read_text()))
+    )
+
+
+def _marks(module: ast.Module) -> Iterator[tuple[str, int]]:
+    for node in module.body:
+        if not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            continue
+        for mark in node.decorator_list:
+            if isinstance(mark, ast.Call) and ast.unparse(mark.func) == "pytest.mark.fault":
+                for argument in mark.args:
+                    yield node.name, int(ast.literal_eval(argument))
