@@ -82,7 +82,7 @@ def api_key(paths: ClusterPaths) -> str:
     """Writes the gateway's key file with one new key, and returns that key."""
     secret = keys.KEY_PREFIX + secrets.token_urlsafe(32)
     entry = keys.ApiKey(id="dev", sha256=keys.digest(secret), namespace=TENANT_NAMESPACE)
-    write_private(paths.keys_file, keys.KeyFile(keys=[entry]).model_dump_json(indent=2) + "\n")
+    write_private(paths.keys_file, keys.KeyFile(keys=[entry]).text() + "\n")
     return secret
 
 

@@ -10,6 +10,7 @@ import structlog
 from pydantic import ValidationError
 
 from spotinference.api import durations, times
+from spotinference.api.keys import ApiKey
 from spotinference.api.kinds import Json
 from spotinference.api.tier import TierSpec
 from spotinference.core.observed import TierRef
@@ -38,6 +39,9 @@ class Tier:
     @property
     def names(self) -> tuple[str, ...]:
         return (self.spec.model.served_name or self.ref.name, *self.spec.model.aliases)
+
+    def opened_by(self, key: ApiKey) -> bool:
+        return key.namespace == self.ref.namespace and key.opens((self.ref.name, *self.names))
 
     def eta_seconds(self, now: datetime, waited_s: float) -> int:
         """Seconds until a replica is expected, from measured wakes where there are any."""

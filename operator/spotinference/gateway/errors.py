@@ -26,9 +26,10 @@ class Code(Enum):
     """The `code` of an error; its name in lower case goes over the wire."""
 
     INVALID_API_KEY = Row(401, "authentication_error", False, "No key, or one that is not known.")
+    KEY_EXPIRED = Row(401, "authentication_error", False, "The key's time is over.")
     NOT_FOUND = Row(404, "invalid_request_error", False, "No such path and method.")
     MODEL_NOT_FOUND = Row(
-        404, "invalid_request_error", False, "No tier of the key's namespace has that name."
+        404, "invalid_request_error", False, "No tier that the key may use has that name."
     )
     INVALID_REQUEST = Row(
         400, "invalid_request_error", False, "The request is malformed; `param` names the field."

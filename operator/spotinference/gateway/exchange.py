@@ -14,6 +14,7 @@ import orjson
 import structlog
 from aiohttp import web
 
+from spotinference.api.keys import ApiKey
 from spotinference.core import chunks, continuation
 from spotinference.core.continuation import Class, Ending, Next, Prepared, Refusal
 from spotinference.core.delivered import Delivered
@@ -47,17 +48,21 @@ class Exchange:
         tier: Tier,
         prepared: Prepared,
         *,
+        key: ApiKey,
         request_id: str,
         body_bytes: int,
     ) -> None:
         self._context = context
         self._prepared = prepared
+        self._key = key
         self._id = request_id
         self._reply = Reply(http, context.settings, request_id)
         self._delivered = Delivered(prepared.endpoint)
         self._arrived = time.monotonic()
         ticket = context.parking.ticket(context.clock.now(), body_bytes)
-        self._waiting = Waiting(context, tier, prepared, self._delivered, self._reply, ticket)
+        self._waiting = Waiting(
+            context, tier, prepared, self._delivered, self._reply, ticket, key=key
+        )
         self._lost_at: float | None = None
         self._search = Search(context, self._waiting)
         self._attempts = 0

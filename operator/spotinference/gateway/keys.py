@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import hmac
+from datetime import datetime
 from pathlib import Path
 
 import structlog
 from pydantic import ValidationError
 
 from spotinference import errors
-from spotinference.api import keys
+from spotinference.api import keys, times
 from spotinference.api.keys import ApiKey, KeyFile
 from spotinference.gateway.errors import Code, GatewayError
 
@@ -67,17 +68,30 @@ class KeyRing:
             except (OSError, errors.ConfigInvalid) as error:
                 log.warning("keys.kept_old", file=str(self._path), error=str(error))
 
-    def authenticate(self, authorization: list[str]) -> ApiKey:
-        """The key of exactly one `Authorization: Bearer …` header; else `invalid_api_key`."""
+    def authenticate(self, authorization: list[str], now: datetime) -> ApiKey:
+        """The key of exactly one `Authorization: Bearer …` header; else `invalid_api_key`.
+
+        A key that was and is no more is told so by its own code: its owner then knows what to do.
+        """
         if len(authorization) == 1 and authorization[0].startswith("Bearer "):
             secret = authorization[0][len("Bearer ") :]
             if 0 < len(secret) <= MAX_KEY_CHARS and secret.isascii():
                 digest = keys.digest(secret)
                 for key in self._buckets.get(digest[:_BUCKET], ()):
                     if hmac.compare_digest(digest, key.sha256):
-                        return key
+                        return _in_force(key, now)
         raise GatewayError(
             Code.INVALID_API_KEY,
             "No valid API key. Send one as `Authorization: Bearer sk-spot-…`; "
             "an administrator makes keys with `spotinference keys create`.",
         )
+
+
+def _in_force(key: ApiKey, now: datetime) -> ApiKey:
+    if key.expires is not None and key.expired(now):
+        raise GatewayError(
+            Code.KEY_EXPIRED,
+            f"The API key {key.id!r} expired at {times.to_text(key.expires)}. "
+            "Ask an administrator for a new one (`spotinference keys create`).",
+        )
+    return key

@@ -142,6 +142,7 @@ class Server:
             http,
             tier,
             prepared,
+            key=key,
             request_id=http[REQUEST_ID],
             body_bytes=len(raw),
         )
@@ -151,14 +152,16 @@ class Server:
         return response
 
     def _authenticated(self, http: web.BaseRequest) -> ApiKey:
-        return self._keys.authenticate(http.headers.getall("Authorization", []))
+        return self._keys.authenticate(
+            http.headers.getall("Authorization", []), self._context.clock.now()
+        )
 
     def _tier(self, key: ApiKey, model: str) -> Tier:
         reason = self._ready()
         if reason is not None and not self.stopping:
             raise GatewayError(Code.GATEWAY_STARTING, f"Not ready: {reason}.", retry_after_s=1)
         tier = self._context.catalogue.find(key.namespace, model)
-        if tier is None:
+        if tier is None or not tier.opened_by(key):
             raise GatewayError(
                 Code.MODEL_NOT_FOUND,
                 f"The model {model!r} does not exist. GET /v1/models lists yours.",
@@ -185,6 +188,7 @@ class Server:
                 "revision": tier.revision,
             }
             for tier in sorted(self._context.catalogue.of(key.namespace), key=lambda t: t.ref)
+            if tier.opened_by(key)
             for name in tier.names
             if self._context.catalogue.find(key.namespace, name) is tier
         ]

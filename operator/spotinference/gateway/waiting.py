@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 
+from spotinference.api.keys import ApiKey
 from spotinference.core import chunks
 from spotinference.core.chunks import Identity
 from spotinference.core.continuation import Prepared
@@ -28,8 +29,11 @@ class Waiting:
         delivered: Delivered,
         reply: Reply,
         ticket: Ticket,
+        *,
+        key: ApiKey,
     ) -> None:
         self._context = context
+        self._key = key
         self._prepared = prepared
         self._delivered = delivered
         self._reply = reply
