@@ -7,6 +7,7 @@ PY := .venv/bin/python
 ENVIRONMENT := .venv/.complete
 SPOT := $(PY) -m spotinference
 PYTEST := $(PY) -m pytest
+PEERS := benchmarks/gateway/requirements
 BENCHMARKS := wake crowd steady reclaims ramp no_capacity second_wake
 
 .PHONY: help
@@ -56,7 +57,7 @@ cluster: assets ## a real control plane with operator and gateway as processes
 engine: assets vllm ## one contract on both engines; the story on the real vLLM
 	@$(PYTEST) tests/engine
 
-.PHONY: crds lock bench wheel clean
+.PHONY: crds lock bench bench-gateway wheel clean
 crds: env ## write the generated files: crds/, the chart's copy, docs/reference/
 	@$(SPOT) crds write
 lock: env ## resolve the requirements anew (hashes, no index addresses)
@@ -65,8 +66,11 @@ lock: env ## resolve the requirements anew (hashes, no index addresses)
 	@echo uv | UV_CUSTOM_COMPILE_COMMAND="make lock" .venv/bin/uv pip compile --quiet --upgrade - -o requirements/uv.txt
 	@echo hatchling | UV_CUSTOM_COMPILE_COMMAND="make lock" .venv/bin/uv pip compile --quiet --upgrade - -o requirements/build.txt
 	@UV_CUSTOM_COMPILE_COMMAND="make lock" .venv/bin/uv pip compile --quiet --upgrade --no-annotate --override requirements/engine-overrides.txt requirements/engine.in -o requirements/engine.txt
+	@for p in vllm-router sglang-router litellm; do UV_CUSTOM_COMPILE_COMMAND="make lock" .venv/bin/uv pip compile --quiet --upgrade $(PEERS)/$$p.in -o $(PEERS)/$$p.txt || exit 1; done
 bench: assets ## measure wakes, crowds, reclaims, idle writes (about 15 minutes)
 	@for b in $(BENCHMARKS); do echo "== benchmarks.$$b"; $(PY) -m benchmarks.$$b || exit 1; done
+bench-gateway: env ## the gateway beside nginx and other routers (about 25 minutes; needs a C compiler)
+	@$(PY) -m benchmarks.gateway
 wheel: env ## build the wheel into dist/
 	@.venv/bin/uv build --quiet --wheel --no-build-isolation --python .venv/bin/python
 clean: ## remove .venv, caches and build output (the machine's cache stays)

@@ -1,0 +1,182 @@
+"""The gateway beside its peers: added delay per token, requests per core, overload, memory.
+
+    python -m benchmarks.gateway [--quick] [--rounds 5] [--only NAME …] [--markdown FILE] [--json]
+
+Two cores: the system under measurement alone on one, mock engine and load generator on the other.
+Systems take turns within each round; every figure is the median over the rounds. CPU time per
+request and per chunk is read from /proc, so it holds on a machine that does other work too.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import resource
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from benchmarks.gateway import cluster, measure, memory, native, processes
+from benchmarks.gateway.install import Missing
+from benchmarks.gateway.measure import Load, Target
+from benchmarks.gateway.peers import DIRECT, MODEL, OURS, PEERS, Peer, Upstream
+from benchmarks.gateway.processes import Group, NotReady
+from benchmarks.gateway.results import Results, machine
+from spotinference import errors
+
+MOCK_IP = "127.10.0.5"
+GAP_US = 20_000
+NAMES = tuple(peer.name for peer in PEERS)
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    rounds: int
+    loads: dict[str, Load]
+    chunks: int
+    """per streamed answer"""
+    memory_requests: int
+    overload: Load
+
+
+def plan(*, quick: bool, rounds: int) -> Plan:
+    if quick:
+        return Plan(
+            rounds=1,
+            loads={"plain": Load("plain", 32, 1), "500": Load("stream", 100, 1)},
+            chunks=50,
+            memory_requests=100,
+            overload=Load("stream", 400, 1),
+        )
+    return Plan(
+        rounds=rounds,
+        loads={
+            "plain": Load("plain", 32, 4),
+            "500": Load("stream", 500, 6),
+            "1000": Load("stream", 1000, 6),
+        },
+        chunks=250,
+        memory_requests=500,
+        overload=Load("stream", 4000, 8),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Bench:
+    plan: Plan
+    upstream: Upstream
+    folder: Path
+    results: Results
+    proxy_core: str
+    load_core: str
+
+    def measure_direct(self) -> None:
+        target = Target(self.upstream.ip, self.upstream.port, MODEL)
+        for name, load in self.plan.loads.items():
+            self.results.add(DIRECT, name, measure.run(target, load, None, self.load_core))
+
+    def measure_peer(self, peer: Peer, number: int) -> None:
+        """One round of one peer; one that cannot be had or started is noted as such."""
+        if peer.name in self.results.missing:
+            return
+        port = processes.free_port()
+        folder = Path(tempfile.mkdtemp(dir=self.folder))
+        log = folder / "log.txt"
+        try:
+            launch = peer.launch(self.upstream, port, folder)
+            self.results.versions[peer.name] = launch.version
+            with processes.pinned(
+                launch.command, self.proxy_core, log, launch.environment
+            ) as group:
+                processes.until_answering("127.0.0.1", port, measure.request(peer.model), log)
+                target = Target("127.0.0.1", port, peer.model)
+                for name, load in self.plan.loads.items():
+                    figures = measure.run(target, load, group, self.load_core)
+                    self.results.add(peer.name, name, figures)
+                self.results.add(peer.name, "rss", {"mib": group.rss_bytes() / 2**20})
+        except (Missing, NotReady) as problem:
+            self.results.missing[peer.name] = str(problem)
+        print(f"round {number}: {peer.name}", file=sys.stderr)
+
+    def measure_own(self) -> None:
+        """Memory and overload, of our gateway alone."""
+        count = self.plan.memory_requests
+        for model, name in ((MODEL, "live"), ("asleep", "parked")):
+            with self._own() as (group, port):
+                kib = memory.per_request(group, "127.0.0.1", port, model, count)
+            self.results.add(OURS, name, {"kib": kib})
+        with self._own() as (group, port):
+            figures = measure.run(
+                Target("127.0.0.1", port, MODEL), self.plan.overload, group, self.load_core
+            )
+        self.results.add(OURS, "overload", figures)
+
+    @contextmanager
+    def _own(self) -> Iterator[tuple[Group, int]]:
+        peer = PEERS[0]
+        port = processes.free_port()
+        folder = Path(tempfile.mkdtemp(dir=self.folder))
+        log = folder / "log.txt"
+        launch = peer.launch(self.upstream, port, folder)
+        with processes.pinned(launch.command, self.proxy_core, log, launch.environment) as group:
+            processes.until_answering("127.0.0.1", port, measure.request(MODEL), log)
+            yield group, port
+
+
+def run(options: argparse.Namespace) -> Results:
+    cores = sorted(os.sched_getaffinity(0))
+    if len(cores) < 2:
+        raise errors.ConfigInvalid("two cores are needed: one for the proxy, one for the load")
+    proxy_core, load_core = str(cores[-1]), str(cores[0])
+    chosen = plan(quick=options.quick, rounds=options.rounds)
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    results = Results(
+        f"{chosen.rounds} round(s), {chosen.chunks} chunks per stream, one each "
+        f"{GAP_US // 1000} ms; {machine()}"
+    )
+    peers = [p for p in PEERS if not options.only or p.name in options.only]
+    with ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="spot-bench-")))
+        port = processes.free_port()
+        kubeconfig = stack.enter_context(cluster.api_server(cluster.objects(MOCK_IP, port), folder))
+        upstream = Upstream(MOCK_IP, port, kubeconfig, cluster.keys_file(folder))
+        mock = [str(native.program("mock")), MOCK_IP, str(port), str(chosen.chunks), str(GAP_US)]
+        log = folder / "mock.txt"
+        stack.enter_context(processes.pinned(mock, load_core, log))
+        processes.until_answering(MOCK_IP, port, measure.request(MODEL), log)
+        bench = Bench(chosen, upstream, folder, results, proxy_core, load_core)
+        for number in range(1, chosen.rounds + 1):
+            bench.measure_direct()
+            for peer in peers:
+                bench.measure_peer(peer, number)
+        if not options.only or OURS in options.only:
+            bench.measure_own()
+    return results
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.gateway", description=__doc__)
+    parser.add_argument("--quick", action="store_true", help="a smoke run of a minute or two")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--only", nargs="*", metavar="NAME", help="of: " + ", ".join(NAMES))
+    parser.add_argument("--markdown", type=Path, metavar="FILE", help="write the tables there")
+    parser.add_argument("--json", action="store_true", help="print every round instead of tables")
+    options = parser.parse_args()
+    results = run(options)
+    if options.markdown:
+        options.markdown.write_text(results.markdown())
+    if options.json:
+        print(results.as_json())
+    else:
+        results.print()
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except errors.SpotinferenceError as error:
+        sys.exit(f"error: {error}")

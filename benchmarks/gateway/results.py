@@ -1,0 +1,160 @@
+"""Figures of all rounds, their medians, and the tables made of them (terminal, Markdown, JSON)."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from statistics import median
+
+from rich.console import Console
+from rich.table import Table
+
+from benchmarks.gateway.peers import DIRECT, OURS, PEERS
+
+Row = dict[str, str]
+
+
+@dataclass(slots=True)
+class Results:
+    conditions: str
+    figures: dict[tuple[str, str], list[dict[str, float]]] = field(default_factory=dict)
+    """(system, load) → one dictionary per round"""
+    versions: dict[str, str] = field(default_factory=dict)
+    missing: dict[str, str] = field(default_factory=dict)
+    """system → why it could not be measured"""
+
+    def add(self, system: str, load: str, figures: dict[str, float]) -> None:
+        self.figures.setdefault((system, load), []).append(figures)
+
+    def value(self, system: str, load: str, name: str) -> float | None:
+        """The median over the rounds; None where nothing was measured."""
+        rounds = self.figures.get((system, load))
+        return median(figures[name] for figures in rounds) if rounds else None
+
+    # --- tables ---------------------------------------------------------------------------------
+
+    def rows(self) -> list[Row]:
+        systems = [DIRECT, *(peer.name for peer in PEERS)]
+        streams = sorted({int(load) for _, load in self.figures if load.isdigit()})
+        return [self._row(name, streams) for name in systems if self._known(name)]
+
+    def _known(self, system: str) -> bool:
+        return system in self.missing or any(name == system for name, _ in self.figures)
+
+    def _row(self, system: str, streams: list[int]) -> Row:
+        row = {"system": system, "version": self.versions.get(system, "")}
+        if system in self.missing:
+            return row | {"requests/s": f"not measured: {self.missing[system]}"}
+        row["requests/s"] = _whole(self.value(system, "plain", "requests_per_s"))
+        row["CPU µs per request"] = _each(self, system, "plain", "requests_per_s")
+        for count in streams:
+            load = str(count)
+            for name, shown in (("chunk_p50", "p50"), ("chunk_p99", "p99")):
+                row[f"{count} streams: added {shown}, ms"] = self._added(system, load, name)
+            row[f"{count}: CPU µs per chunk"] = _each(self, system, load, "chunks_per_s")
+        row["errors"] = _whole(
+            sum(
+                figures.get("errors", 0) + figures.get("refused", 0)
+                for (name, load), rounds in self.figures.items()
+                if name == system and load != "overload"
+                for figures in rounds
+            )
+        )
+        row["RSS, MiB"] = _whole(self.value(system, "rss", "mib"))
+        return row
+
+    def _added(self, system: str, load: str, name: str) -> str:
+        """Over what the mock and the load generator take without a proxy (shown for `direct`)."""
+        here, direct = self.value(system, load, name), self.value(DIRECT, load, name)
+        if here is None or direct is None:
+            return ""
+        return f"({direct:.2f})" if system == DIRECT else f"{max(0.0, here - direct):.2f}"
+
+    def own_rows(self) -> list[Row]:
+        """What is measured of our gateway alone."""
+        said: list[tuple[str, str]] = []
+        kib = self.value(OURS, "live", "kib")
+        if kib is not None:
+            said.append(("resident memory per live stream", f"{kib:.1f} KiB"))
+        kib = self.value(OURS, "parked", "kib")
+        if kib is not None:
+            said.append(("resident memory per parked request", f"{kib:.1f} KiB"))
+        for name, shown in (
+            ("chunks_per_s", "overload: chunks/s to admitted streams"),
+            ("chunk_p50", "overload: delay per token, p50, ms"),
+            ("chunk_p99", "overload: delay per token, p99, ms"),
+            ("refused", "overload: refused"),
+            ("refusal_p50", "overload: time to a refusal, p50, ms"),
+            ("refusal_p99", "overload: time to a refusal, p99, ms"),
+            ("errors", "overload: errors"),
+        ):
+            value = self.value(OURS, "overload", name)
+            if value is not None:
+                said.append((shown, f"{value:.4g}"))
+        for workers in (1, 2):
+            value = self.value(f"workers {workers}", "plain", "requests_per_s")
+            if value is not None:
+                said.append((f"requests/s with {workers} worker(s), both cores", f"{value:.0f}"))
+        return [{"what": what, "figure": figure} for what, figure in said]
+
+    # --- output ---------------------------------------------------------------------------------
+
+    def print(self) -> None:
+        console = Console(width=max(160, Console().width), highlight=False)
+        console.print(f"\n[bold]Gateway benchmark[/bold]: {self.conditions}")
+        for rows in (self.rows(), self.own_rows()):
+            if rows:
+                table = Table()
+                columns = list(dict.fromkeys(column for row in rows for column in row))
+                for column in columns:
+                    table.add_column(column)
+                for row in rows:
+                    table.add_row(*(row.get(column, "") for column in columns))
+                console.print(table)
+
+    def markdown(self) -> str:
+        parts = [f"{self.conditions}\n"]
+        for rows in (self.rows(), self.own_rows()):
+            if not rows:
+                continue
+            columns = list(dict.fromkeys(column for row in rows for column in row))
+            lines = [columns, ["---"] * len(columns)]
+            lines += [[row.get(column, "") for column in columns] for row in rows]
+            parts.append("\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n")
+        return "\n".join(parts)
+
+    def as_json(self) -> str:
+        figures = {f"{system} / {load}": rounds for (system, load), rounds in self.figures.items()}
+        return json.dumps(
+            {
+                "conditions": self.conditions,
+                "versions": self.versions,
+                "missing": self.missing,
+                "rounds": figures,
+            },
+            indent=1,
+        )
+
+
+def machine() -> str:
+    """What the figures were taken with, in one line."""
+    packages = ", ".join(f"{name} {version(name)}" for name in ("aiohttp", "uvloop", "orjson"))
+    return (
+        f"Python {platform.python_version()}, {packages}, Linux {platform.release()}, "
+        f"{os.cpu_count()} cores, load {os.getloadavg()[0]:.1f} at the start"
+    )
+
+
+def _whole(value: float | None) -> str:
+    return "" if value is None else f"{value:.0f}"
+
+
+def _each(results: Results, system: str, load: str, rate: str) -> str:
+    """CPU time of the system per request or chunk, in microseconds: median over the rounds."""
+    rounds = [f for f in results.figures.get((system, load), []) if f["cpu_s"] and f[rate]]
+    if not rounds:
+        return ""
+    return f"{median(f['cpu_s'] / f[rate] for f in rounds) * 1e6:.1f}"
