@@ -123,7 +123,7 @@ async def test_keys_are_re_read_without_a_restart_and_a_damaged_file_changes_not
         ("POST", "/shutdown"),
         ("POST", "/sleep"),
         ("POST", "/reset_prefix_cache"),
-        ("POST", "/v1/embeddings"),
+        ("POST", "/v1/images/generations"),
         ("POST", "//v1/chat/completions"),
         ("POST", "/v1//chat/completions"),
         ("POST", "/v1/chat/completions/"),

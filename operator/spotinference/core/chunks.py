@@ -23,8 +23,21 @@ _TROUBLE = re.compile(rb'data: ?\{\s*"error"|"finish_reason"\s*:\s*"(?:abort|err
 
 
 class Endpoint(StrEnum):
+    """The paths that ask an engine for something; all other paths never reach one."""
+
     CHAT = "/v1/chat/completions"
     COMPLETION = "/v1/completions"
+    RESPONSES = "/v1/responses"
+    EMBEDDINGS = "/v1/embeddings"
+    RERANK = "/v1/rerank"
+    SCORE = "/v1/score"
+    TOKENIZE = "/tokenize"
+    DETOKENIZE = "/detokenize"
+
+    @property
+    def chunked(self) -> bool:
+        """Its streams are chunks with choices, the only kind that this module writes."""
+        return self in {Endpoint.CHAT, Endpoint.COMPLETION}
 
     @property
     def object(self) -> str:

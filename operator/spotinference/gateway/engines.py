@@ -140,8 +140,8 @@ class Engines:
             raise Busy(f"status {status}")
         if status == 500 and _SHUTDOWN in body:
             raise Draining
-        if 400 <= status < 500 and status not in {401, 403, 407}:
-            raise Refused(status, body)
+        if (400 <= status < 500 or status == 501) and status not in {401, 403, 407}:
+            raise Refused(status, body)  # 501: vLLM for an API that its model does not have
         raise Failed(f"status {status}")
 
     async def max_model_len(self, replica: Replica) -> int:

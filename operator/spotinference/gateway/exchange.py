@@ -113,7 +113,7 @@ class Exchange:
             replica = await self._search.replica()
             try:
                 answer = await self._fetch(replica, body)
-            except _FAILURES as failure:
+            except FAILURES as failure:
                 await self._failed(replica, failure)
                 continue
             self._first_byte()
@@ -159,7 +159,7 @@ class Exchange:
                         Code.CONTINUATION_DIVERGED, f"The answer cannot be continued: {error}."
                     ) from error
                 whole = True
-            except _FAILURES as failure:
+            except FAILURES as failure:
                 await self._failed(replica, failure)
             else:
                 return
@@ -402,7 +402,7 @@ class Exchange:
 
 KEEP_ALIVE = b": keep-alive\n\n"
 STOPPING = "the gateway is stopping"
-_FAILURES = (Unreachable, Busy, Draining, Lost, Failed, Refused, EngineFailed, EventTooLong)
+FAILURES = (Unreachable, Busy, Draining, Lost, Failed, Refused, EngineFailed, EventTooLong)
 
 
 def _failure_in(data: bytes) -> EngineFailed | None:

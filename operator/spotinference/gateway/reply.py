@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 
 import aiohttp
@@ -26,6 +26,8 @@ class Reply:
         self.request_id = request_id
         self._response: web.StreamResponse | None = None
         self.aborted = False
+        self.as_event: Callable[[GatewayError], bytes] = GatewayError.event
+        """the error in the form that this stream's clients read"""
 
     @property
     def begun(self) -> bool:
@@ -94,7 +96,7 @@ class Reply:
         try:
             if transport is not None:
                 async with asyncio.timeout(FLUSH_TIMEOUT_S):
-                    await self._response.write(error.event())
+                    await self._response.write(self.as_event(error))
                     await asyncio.sleep(0)
                     while transport.get_write_buffer_size():  # noqa: ASYNC110 - a transport has no event
                         await asyncio.sleep(0.005)

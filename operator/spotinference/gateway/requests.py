@@ -62,10 +62,7 @@ def parse(endpoint: Endpoint, raw: bytes) -> Json:
     model = body.get("model")
     if not isinstance(model, str) or not 0 < len(model) <= MAX_MODEL_CHARS:
         raise _invalid("model", f"must be a string of 1 to {MAX_MODEL_CHARS} characters")
-    if endpoint is Endpoint.CHAT:
-        _check_messages(body.get("messages"))
-    else:
-        _check_prompt(body)
+    _CHECKS[endpoint](body)
     for name, (test, wording) in _FIELDS.items():
         value = body.get(name)
         if value is not None and not test(value):
@@ -75,6 +72,10 @@ def parse(endpoint: Endpoint, raw: bytes) -> Json:
 
 def _invalid(param: str, wording: str) -> GatewayError:
     return GatewayError(Code.INVALID_REQUEST, f"{param}: {wording}.", param=param)
+
+
+def _check_chat(body: Json) -> None:
+    _check_messages(body.get("messages"))
 
 
 def _check_messages(messages: object) -> None:
@@ -94,6 +95,66 @@ def _check_prompt(body: Json) -> None:
         return
     if not isinstance(prompt, str | list) or prompt == []:
         raise _invalid("prompt", "must be a string, or a non-empty list of strings or token ids")
+
+
+def _check_responses(body: Json) -> None:
+    _check_one_of(body, "input")
+    if body.get("background"):
+        raise _invalid("background", "is not supported: no replica outlives its machine")
+    if body.get("previous_response_id") is not None:
+        raise _invalid(
+            "previous_response_id", "is not supported: responses are not kept, send all of `input`"
+        )
+
+
+def _check_one_of(body: Json, *names: str) -> None:
+    """One of these fields says what to work on: text, or a list that is not empty."""
+    for name in names:
+        value = body.get(name)
+        if value is not None:
+            if value == [] or not isinstance(value, str | list | dict):
+                raise _invalid(name, "must be a string, or a list that is not empty")
+            return
+    raise _invalid(names[0], "is required")
+
+
+def _check_embeddings(body: Json) -> None:
+    _check_one_of(body, "input", "messages")
+
+
+def _check_rerank(body: Json) -> None:
+    _check_one_of(body, "query")
+    _check_one_of(body, "documents")
+
+
+def _check_score(body: Json) -> None:
+    _check_one_of(body, "queries", "text_1", "data_1")
+    _check_one_of(body, "documents", "items", "text_2", "data_2")
+
+
+def _check_tokenize(body: Json) -> None:
+    if body.get("messages") is not None:
+        _check_messages(body["messages"])
+    elif not isinstance(body.get("prompt"), str):
+        raise _invalid("prompt", "must be a string")
+
+
+def _check_detokenize(body: Json) -> None:
+    tokens = body.get("tokens")
+    if not isinstance(tokens, list) or not all(map(_whole(0), tokens)):
+        raise _invalid("tokens", "must be a list of token ids")
+
+
+_CHECKS: dict[Endpoint, Callable[[Json], None]] = {
+    Endpoint.CHAT: _check_chat,
+    Endpoint.COMPLETION: _check_prompt,
+    Endpoint.RESPONSES: _check_responses,
+    Endpoint.EMBEDDINGS: _check_embeddings,
+    Endpoint.RERANK: _check_rerank,
+    Endpoint.SCORE: _check_score,
+    Endpoint.TOKENIZE: _check_tokenize,
+    Endpoint.DETOKENIZE: _check_detokenize,
+}
 
 
 def _whole(lowest: int) -> Callable[[object], bool]:
@@ -117,6 +178,7 @@ _FIELDS: dict[str, tuple[Callable[[object], bool], str]] = {
     "stream_options": (lambda value: isinstance(value, dict), "must be an object"),
     "max_tokens": (_whole(0), "must be a whole number, 0 or more"),
     "max_completion_tokens": (_whole(0), "must be a whole number, 0 or more"),
+    "max_output_tokens": (_whole(1), "must be a whole number, 1 or more"),
     "min_tokens": (_whole(0), "must be a whole number, 0 or more"),
     "n": (_whole(1), "must be a whole number, 1 or more"),
     "seed": (_whole(-(2**63)), "must be a whole number of 64 bits"),

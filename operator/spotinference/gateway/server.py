@@ -11,14 +11,17 @@ import structlog
 from aiohttp import web
 
 from spotinference.api.keys import ApiKey
-from spotinference.core import continuation
+from spotinference.api.kinds import Json
+from spotinference.core import continuation, responses
 from spotinference.core.chunks import Endpoint
-from spotinference.gateway import errors, exchange, metrics, requests
+from spotinference.core.continuation import Prepared
+from spotinference.gateway import errors, exchange, metrics, relay, requests
 from spotinference.gateway.catalogue import Tier
 from spotinference.gateway.context import Context
 from spotinference.gateway.errors import Code, GatewayError
 from spotinference.gateway.exchange import Exchange
 from spotinference.gateway.keys import KeyRing
+from spotinference.gateway.relay import Relay, ResponsesRelay
 
 log = structlog.get_logger(__name__)
 
@@ -40,8 +43,7 @@ class Server:
         self.stopping = False
         self._running: set[asyncio.Task[object]] = set()
         self._routes: dict[tuple[str, str], Handler] = {
-            ("POST", Endpoint.CHAT.value): self._generate,
-            ("POST", Endpoint.COMPLETION.value): self._generate,
+            **{("POST", endpoint.value): self._engine for endpoint in Endpoint},
             ("GET", "/v1/models"): self._models,
             ("GET", "/healthz"): self._healthz,
             ("GET", "/readyz"): self._readyz,
@@ -119,9 +121,9 @@ class Server:
             response.force_close()
         return response
 
-    # --- generation -----------------------------------------------------------------------------
+    # --- what engines answer --------------------------------------------------------------------
 
-    async def _generate(self, http: web.BaseRequest) -> web.StreamResponse:
+    async def _engine(self, http: web.BaseRequest) -> web.StreamResponse:
         key = self._authenticated(http)
         if self.stopping:
             raise errors.stopping()
@@ -130,14 +132,8 @@ class Server:
         body = requests.parse(endpoint, raw)
         tier = self._tier(key, body["model"])
         http[TIER_NAME] = tier.ref.name
-        prepared = continuation.prepare(
-            endpoint,
-            body,
-            seed=secrets.randbits(SEED_BITS),
-            enabled=tier.spec.interruption.continuation == "auto",
-            parsed=tier.reasoning,
-        )
-        run = Exchange(
+        kind, prepared = _prepared(endpoint, body, tier)
+        run = kind(
             self._context,
             http,
             tier,
@@ -205,6 +201,19 @@ class Server:
         return web.Response(
             body=self._context.metrics.render(), headers={"Content-Type": metrics.CONTENT_TYPE}
         )
+
+
+def _prepared(endpoint: Endpoint, body: Json, tier: Tier) -> tuple[type[Exchange], Prepared]:
+    """How the request is answered, and as what it goes to the engine."""
+    seed = secrets.randbits(SEED_BITS)
+    enabled = tier.spec.interruption.continuation == "auto"
+    if endpoint.chunked:
+        return Exchange, continuation.prepare(
+            endpoint, body, seed=seed, enabled=enabled, parsed=tier.reasoning
+        )
+    if endpoint is Endpoint.RESPONSES:
+        return ResponsesRelay, responses.prepare(body, seed=seed, enabled=enabled)
+    return Relay, relay.prepare(endpoint, body)
 
 
 def _path(http: web.BaseRequest) -> str:

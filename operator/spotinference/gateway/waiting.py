@@ -108,7 +108,7 @@ class Waiting:
         empty_at = time.monotonic() + settings.empty_chunk_s
         while not released.done() and time.monotonic() < deadline:
             await self._reply.write(chunks.comment(f"waking eta_seconds={self._eta()}"))
-            if time.monotonic() >= empty_at:
+            if self._prepared.endpoint.chunked and time.monotonic() >= empty_at:
                 empty_at += settings.empty_chunk_s
                 await self._reply.write(
                     chunks.empty_chunk(self._prepared.endpoint, self._identity())
