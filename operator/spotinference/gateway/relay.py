@@ -21,8 +21,6 @@ from spotinference.core.responses import Answer
 from spotinference.core.splice import Diverged, EngineFailed
 from spotinference.core.stream import Framer, events
 from spotinference.gateway import engines
-from spotinference.gateway.catalogue import Tier
-from spotinference.gateway.context import Context
 from spotinference.gateway.engines import Failed, Lost
 from spotinference.gateway.errors import Code, GatewayError
 from spotinference.gateway.exchange import FAILURES, KEEP_ALIVE, Exchange
@@ -51,7 +49,7 @@ class Relay(Exchange):
     async def _plain(self) -> web.StreamResponse:
         body = orjson.dumps(self._prepared.body)
         while True:
-            replica = await self._acquire()
+            replica = await self._search.replica()
             try:
                 answer = await self._whole(replica, body)
             except FAILURES as failure:
@@ -90,21 +88,12 @@ class Relay(Exchange):
 class ResponsesRelay(Relay):
     """A response, whole or streamed; a stream is replayed when its replica is lost."""
 
-    def __init__(
-        self,
-        context: Context,
-        http: web.BaseRequest,
-        tier: Tier,
-        prepared: Prepared,
-        *,
-        request_id: str,
-        body_bytes: int,
-    ) -> None:
-        super().__init__(
-            context, http, tier, prepared, request_id=request_id, body_bytes=body_bytes
-        )
+    _answer: Answer
+
+    async def run(self) -> web.StreamResponse:
         self._answer = Answer()
         self._reply.as_event = self._error_event
+        return await super().run()
 
     def _error_event(self, error: GatewayError) -> bytes:
         return responses.error_event(
@@ -122,7 +111,7 @@ class ResponsesRelay(Relay):
     async def _stream(self) -> None:
         metrics = self._context.metrics
         while True:
-            replica = await self._acquire()
+            replica = await self._search.replica()
             if self._answer.began:
                 metrics.replayed_tokens.labels(self._waiting.tier.ref.name).inc(
                     self._answer.start_replay()
