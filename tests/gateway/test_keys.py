@@ -57,3 +57,12 @@ async def test_an_expired_key_is_told_so_and_wakes_nothing() -> None:
         assert error["code"] == "key_expired"
         assert "'k'" in error["message"]
         assert not b.kube.leases()
+
+
+async def test_a_revoked_key_is_told_so_without_a_restart() -> None:
+    async with bench() as b:
+        await b.tier("demo")
+        await rekey(b, revoked="2026-11-01T00:00:00Z")
+        async with b.http() as session, session.get("/v1/models") as response:
+            assert response.status == 401
+            assert (await response.json())["error"]["code"] == "key_revoked"

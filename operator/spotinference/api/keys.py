@@ -38,6 +38,8 @@ class ApiKey(BaseModel):
     """Prompt and completion together, per calendar month in UTC."""
     expires: AwareDatetime | None = None
     """From then on the key is refused."""
+    revoked: AwareDatetime | None = None
+    """Since then the key is refused; kept, so that its user is told why."""
     wait: Literal["heartbeat", "strict", "reject"] = "heartbeat"
     """While no replica is there: 200 and heartbeats; headers held until the answer or a true 504;
     or 503 with the expected wait at once."""

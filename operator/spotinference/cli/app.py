@@ -16,7 +16,7 @@ COMMANDS = {
     "demo": ("spotinference.cli.demo", "A streamed answer that survives its GPU, narrated."),
     "operator": ("spotinference.cli.operator", "Run the operator."),
     "gateway": ("spotinference.cli.gateway", "Run the OpenAI-compatible gateway."),
-    "keys": ("spotinference.cli.keys", "Make API keys for the gateway."),
+    "keys": ("spotinference.cli.keys", "Make, list and revoke API keys for the gateway."),
     "weights": ("spotinference.cli.weights", "Fetch model weights into a cache volume."),
     "crds": ("spotinference.cli.crds", "Print or write the CustomResourceDefinitions."),
 }

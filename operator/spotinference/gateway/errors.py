@@ -27,6 +27,7 @@ class Code(Enum):
 
     INVALID_API_KEY = Row(401, "authentication_error", False, "No key, or one that is not known.")
     KEY_EXPIRED = Row(401, "authentication_error", False, "The key's time is over.")
+    KEY_REVOKED = Row(401, "authentication_error", False, "The key was revoked.")
     NOT_FOUND = Row(404, "invalid_request_error", False, "No such path and method.")
     MODEL_NOT_FOUND = Row(
         404, "invalid_request_error", False, "No tier that the key may use has that name."

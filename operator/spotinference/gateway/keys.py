@@ -88,6 +88,12 @@ class KeyRing:
 
 
 def _in_force(key: ApiKey, now: datetime) -> ApiKey:
+    if key.revoked is not None:
+        raise GatewayError(
+            Code.KEY_REVOKED,
+            f"The API key {key.id!r} was revoked at {times.to_text(key.revoked)}. "
+            "Ask an administrator for a new one (`spotinference keys create`).",
+        )
     if key.expires is not None and key.expired(now):
         raise GatewayError(
             Code.KEY_EXPIRED,
