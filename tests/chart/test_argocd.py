@@ -97,6 +97,11 @@ def lines(file: Path) -> set[str]:
 
 def test_the_application_leaves_alone_what_actions_change() -> None:
     application = yaml.safe_load((ARGOCD / "application.yaml").read_text())
-    (ignored,) = application["spec"]["ignoreDifferences"]
-    assert ignored["jsonPointers"] == ["/spec/paused", "/spec/replicas"]
+    ignored = {
+        entry["kind"]: entry["jsonPointers"] for entry in application["spec"]["ignoreDifferences"]
+    }
+    assert ignored == {
+        "InferenceTier": ["/spec/paused", "/spec/replicas"],
+        "GPUPool": ["/spec/cordoned"],
+    }
     assert "RespectIgnoreDifferences=true" in application["spec"]["syncPolicy"]["syncOptions"]

@@ -13,6 +13,7 @@ import copy
 import itertools
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
+from typing import Literal
 
 from spotinference.api import names, times
 from spotinference.api.demand import Demand
@@ -548,9 +549,14 @@ def tier(**changes: object) -> TierSpec:
     return TierSpec.model_validate(body)
 
 
-def pool(zones: tuple[str, ...] = ("zone-1", "zone-2"), capacity_type: str = "spot") -> PoolSpec:
-    return PoolSpec.model_validate(
-        {"capacityType": capacity_type, "zones": list(zones), "refusalAfter": "60s"}
+def pool(
+    zones: tuple[str, ...] = ("zone-1", "zone-2"),
+    capacity_type: Literal["spot", "on-demand"] = "spot",
+    *,
+    cordoned: bool = False,
+) -> PoolSpec:
+    return PoolSpec(
+        capacity_type=capacity_type, zones=list(zones), refusal_after="60s", cordoned=cordoned
     )
 
 

@@ -47,6 +47,8 @@ class Reason(StrEnum):
     """spec.placement.pools names a GPUPool that does not exist; create it or correct the name."""
     NO_MARKET = "NoMarket"
     """No pool of the placement offers a zone that may be used."""
+    POOLS_CORDONED = "PoolsCordoned"
+    """Every pool of the placement has spec.cordoned set; uncordon one or name another."""
     NO_CAPACITY = "NoCapacity"
     """Launches stayed pending in every market; add pools or zones, or allow on-demand."""
     CAPACITY_FOUND = "CapacityFound"

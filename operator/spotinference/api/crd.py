@@ -80,6 +80,7 @@ def gpu_pool() -> Json:
         columns=(
             _column("Capacity", ".spec.capacityType"),
             _column("Provider", ".spec.provider"),
+            _column("Cordoned", ".spec.cordoned", "boolean"),
             _column("Nodes", ".status.nodes", "integer"),
             _column("Tiers", ".status.tiers", "integer"),
             _column("Age", ".metadata.creationTimestamp", "date"),

@@ -49,6 +49,10 @@ class PoolSpec(ApiModel):
     zones: Annotated[list[Zone], Checked(r.unique("zone"))] = Field(
         min_length=1, max_length=16, description="Values of topology.kubernetes.io/zone."
     )
+    cordoned: bool = Field(
+        default=False,
+        description="true: no replica is added here; those that have a node stay until they go.",
+    )
     notice_seconds: int = Field(
         default=30, ge=0, le=3600, description="Warning before a reclaim; 0: none."
     )

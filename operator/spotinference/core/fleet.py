@@ -85,6 +85,11 @@ class Place:
     """its pool does not exist now: what runs there goes on, and may shrink, but nothing is added"""
 
     @property
+    def open(self) -> bool:
+        """Whether a replica may be added."""
+        return not self.closed and not self.pool.cordoned
+
+    @property
     def spec_replicas(self) -> int:
         if self.deployment is None:
             return 0
@@ -110,9 +115,15 @@ class Place:
 
     @property
     def kept(self) -> int:
-        """Places that are filled, or being filled, without doing anything."""
-        good = sum(r.counts for r in self.replicas)
-        return min(self.spec_replicas - self.held, good + self.missing)
+        """Places that are filled, or being filled, without doing anything.
+
+        In a cordoned pool a pod without a node is not waited for: its launch is not wanted any more.
+        """
+        if self.pool.cordoned:
+            filling = sum(r.counts and r.view.node is not None for r in self.replicas)
+        else:
+            filling = sum(r.counts for r in self.replicas) + self.missing
+        return min(self.spec_replicas - self.held, filling)
 
     @property
     def refusal_s(self) -> float:

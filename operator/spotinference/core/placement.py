@@ -47,6 +47,8 @@ class Placement:
     """pods to delete although their Deployment does not shrink: lost, or in the way"""
     unplaced: int
     """wanted replicas for which there is no place at all"""
+    nowhere: bool
+    """no market may be given a replica: all are cordoned, gone, or not to be used"""
     look_again_at: tuple[datetime, ...]
 
 
@@ -87,8 +89,16 @@ def place(fleet: Fleet, terms: Terms) -> Placement:
         pardons=_pardons(draft),
         removals=_removals(draft, fleet),
         unplaced=unplaced,
+        nowhere=not usable(fleet.places, burst=terms.burst),
         look_again_at=tuple(draft.timers),
     )
+
+
+def usable(places: Iterable[Place], *, burst: bool) -> list[Place]:
+    """Where a replica may be added at all: on-demand beside spot only as a bridge (`burst`)."""
+    named = [p for p in places if not p.closed]
+    bridge = burst or all(p.pool.capacity_type != "spot" for p in named)
+    return [p for p in named if p.open and (bridge or p.pool.capacity_type == "spot")]
 
 
 def avoided(place_: Place, refused_at: Mapping[Market, datetime], now: datetime) -> bool:
@@ -217,7 +227,7 @@ def _refused_by_market(draft: _Draft) -> dict[Market, list[Replica]]:
 
 
 def _allowed(draft: _Draft, places: Iterable[Place]) -> list[Place]:
-    """Places that could take one more, whether or not they were refused."""
+    """Those that could take one more, whether or not they were refused."""
     terms = draft.terms
     used: dict[str, int] = {}
     for p in draft.places:
@@ -225,9 +235,8 @@ def _allowed(draft: _Draft, places: Iterable[Place]) -> list[Place]:
         used[zone] = used.get(zone, 0) + draft.counts[p.market] + p.held
     return [
         p
-        for p in places
-        if not p.closed
-        and (terms.open_zones is None or p.market.zone in terms.open_zones)
+        for p in usable(places, burst=terms.burst)
+        if (terms.open_zones is None or p.market.zone in terms.open_zones)
         and not (terms.exclusive and used[p.market.zone] > 0)
     ]
 
@@ -235,20 +244,17 @@ def _allowed(draft: _Draft, places: Iterable[Place]) -> list[Place]:
 def _best_open(draft: _Draft) -> Place | None:
     """The market to launch in: spot first, then on-demand as a bridge; spread, then preference."""
     terms = draft.terms
-    spot_named = any(p.pool.capacity_type == "spot" for p in draft.places if not p.closed)
     allowed = [
         p
         for p in _allowed(draft, draft.places)
         if not avoided(p, draft.refused_at, terms.now) and not p.having(Standing.LEAVING)
     ]
     spot = [p for p in allowed if p.pool.capacity_type == "spot"]
-    if not spot and (terms.burst or not spot_named):
-        spot = [p for p in allowed if p.pool.capacity_type != "spot"]
     zones: dict[str, int] = {}
     for p in draft.places:
         zones[p.market.zone] = zones.get(p.market.zone, 0) + draft.counts[p.market]
     return min(
-        spot,
+        spot or allowed,
         key=lambda p: (draft.counts[p.market], zones[p.market.zone], p.index),
         default=None,
     )
@@ -274,12 +280,7 @@ def _stay(draft: _Draft, waiting: dict[Market, list[Replica]]) -> Place | None:
 def _next_probe(draft: _Draft) -> Place | None:
     """No market takes launches: try the one that refused longest ago."""
     terms = draft.terms
-    spot_named = any(p.pool.capacity_type == "spot" for p in draft.places if not p.closed)
-    allowed = [
-        p
-        for p in _allowed(draft, draft.places)
-        if p.pool.capacity_type == "spot" or terms.burst or not spot_named
-    ]
+    allowed = _allowed(draft, draft.places)
     oldest = terms.now - timedelta(days=365)
     return min(
         allowed,

@@ -141,15 +141,26 @@ def troubles(d: Decision) -> list[Finding]:
                 Reason.POOL_NOT_FOUND,
                 f"spec.placement.pools names {missing}, but there is no such GPUPool; create it "
                 "or name an existing one (kubectl get gpool)",
-                blocking=all(p.closed for p in fleet.places),
+                blocking=d.placement.nowhere,
             )
         )
-    elif all(p.closed for p in fleet.places):
+    elif not fleet.places:
         found.append(
             Finding(
                 True,
                 Reason.NO_MARKET,
                 "no pool of spec.placement.pools has a zone; give the GPUPool a zone in spec.zones",
+                blocking=True,
+            )
+        )
+    elif d.placement.nowhere:
+        cordoned = ", ".join(dict.fromkeys(p.market.pool for p in fleet.places if p.pool.cordoned))
+        found.append(
+            Finding(
+                True,
+                Reason.POOLS_CORDONED,
+                f"no replica can be added: GPUPool {cordoned} has spec.cordoned set; uncordon it, "
+                "or name another pool in spec.placement.pools",
                 blocking=True,
             )
         )
@@ -362,6 +373,7 @@ _WARNINGS = frozenset(
         Reason.NO_CAPACITY,
         Reason.POOL_NOT_FOUND,
         Reason.NO_MARKET,
+        Reason.POOLS_CORDONED,
         Reason.CACHE_FAILED,
         Reason.VOLUME_PENDING,
         Reason.ENGINE_FAILED,

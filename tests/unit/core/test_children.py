@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from dataclasses import replace
 
+from spotinference.core.observed import Market
 from spotinference.core.plan import Plan
 from spotinference.core.reconcile import decide
 from tests.support.world import World, pool, tier, world
@@ -218,6 +219,53 @@ def test_no_pool_at_all_is_said_and_nothing_is_started() -> None:
     assert w.condition("Degraded") == ("True", "PoolNotFound")
     assert w.condition("Ready") == ("False", "PoolNotFound")
     assert not [k for k in w.children if k[0] == "Deployment"]
+
+
+def test_a_cordoned_pool_keeps_what_runs_and_gets_nothing_new() -> None:
+    w = serving()
+    w.pools["spot-a"] = pool(cordoned=True)
+    w.run(60)
+    assert w.replicas == {"spot-a/zone-1": 1}
+    assert w.condition("Degraded") == ("False", "Healthy")
+    w.reclaim(next(iter(w.nodes)))
+    w.step()
+    assert w.replicas == {"spot-b/zone-1": 1}
+
+
+def test_a_launch_that_waits_in_a_pool_is_called_off_when_the_pool_is_cordoned() -> None:
+    w = world()
+    w.capacity[Market("spot-a", "zone-1")] = 0
+    w.demand(1)
+    w.step()
+    assert w.replicas == {"spot-a/zone-1": 1}
+    w.pools["spot-a"] = pool(cordoned=True)
+    w.step()
+    assert w.replicas == {"spot-b/zone-1": 1}
+
+
+def test_with_every_pool_cordoned_a_waiting_tier_says_so_and_starts_once_one_is_free() -> None:
+    w = world()
+    w.pools |= {name: pool(cordoned=True) for name in w.pools}
+    w.demand(1)
+    w.run(30)
+    assert w.condition("Ready") == ("False", "PoolsCordoned")
+    assert "spec.cordoned" in w.message("Ready")
+    assert w.replicas == {}
+    w.pools["spot-b"] = pool()
+    w.run(80)
+    assert w.condition("Ready") == ("True", "Serving")
+    assert w.replicas == {"spot-b/zone-1": 1}
+
+
+def test_a_cordoned_spot_pool_does_not_open_the_bridge_that_the_tier_forbids() -> None:
+    w = world(placement={"pools": ["spot-a", "steady"], "onDemand": {"burst": False}})
+    w.pools["spot-a"] = pool(cordoned=True)
+    w.demand(1)
+    w.run(30)
+    assert w.condition("Ready") == ("False", "PoolsCordoned")
+    w.edit(placement={"pools": ["spot-a", "steady"], "onDemand": {"burst": True}})
+    w.run(80)
+    assert w.replicas == {"steady/zone-1": 1}
 
 
 def test_a_renamed_pool_moves_the_replicas_over() -> None:

@@ -1,0 +1,5 @@
+local cordoned = obj.spec.cordoned == true
+return {
+  ["cordon"] = {["disabled"] = cordoned},
+  ["uncordon"] = {["disabled"] = not cordoned},
+}
