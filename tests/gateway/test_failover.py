@@ -290,16 +290,12 @@ async def test_an_answer_never_continues_on_another_revision_of_the_model() -> N
 
 
 @pytest.mark.fault(37)
-@pytest.mark.parametrize("off", [True, False], ids=["continuation-off", "n-2"])
-async def test_what_cannot_be_continued_ends_with_an_error_and_an_aborted_connection(
-    off: bool,
-) -> None:
-    body = chat() if off else chat(n=2, temperature=1.0)
+async def test_what_may_not_be_continued_ends_with_an_error_and_an_aborted_connection() -> None:
     async with bench() as b:
-        await b.tier("demo", interruption={"continuation": "off" if off else "auto"})
+        await b.tier("demo", interruption={"continuation": "off"})
         await b.replica()
         await b.replica()
-        seen = await cut(b, CHAT, body, 10)
+        seen = await cut(b, CHAT, chat(), 10)
         assert seen.error is not None
         assert seen.error["code"] == "not_continuable"
         assert seen.done == 0
@@ -367,19 +363,37 @@ async def test_a_draining_engine_gives_its_answers_back(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("path", "body"),
     [
-        (CHAT, chat(n=2, temperature=1.0, seed=3)),
+        (CHAT, chat(n=3, temperature=1.0, seed=3)),
         (COMPLETION, completion(["once", "twice"])),
+        (COMPLETION, completion(["once", "twice"], n=2, temperature=1.0, seed=3)),
     ],
-    ids=["n", "prompts"],
+    ids=["n", "prompts", "prompts-n"],
 )
-async def test_what_is_not_continuable_is_served_all_the_same(path: str, body: Json) -> None:
+async def test_each_of_several_choices_goes_on_where_it_was(path: str, body: Json) -> None:
+    body |= WITH_USAGE
     async with bench() as b:
         await b.tier("demo")
         await b.replica()
+        await b.replica()
         whole = await undisturbed(b, path, body)
-        assert whole.done == 1
-        assert whole.clean
-        assert whole.error is None
+        for after in (0, 1, 7, 50, 119):
+            seen = await cut(b, path, body, after)
+            assert seen.error is None, seen.error
+            assert seen.texts == whole.texts
+            assert sorted(seen.finishes) == sorted(whole.finishes)
+            assert seen.usages == whole.usages
+            assert (seen.done, len(seen.identities)) == (1, 1)
+
+
+async def test_usage_that_nobody_asked_for_does_not_reach_the_client() -> None:
+    async with bench() as b:
+        await b.tier("demo")
+        engine = await b.replica()
+        seen = await undisturbed(b, CHAT, chat())
+        asked = engine.sim.requests[-1]["body"]
+        assert asked["stream_options"] == {"include_usage": True}  # type: ignore[index]
+        assert b"usage" not in seen.raw
+        assert seen.done == 1
 
 
 async def test_a_long_answer_is_kept_within_the_bound_and_continues() -> None:

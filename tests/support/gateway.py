@@ -382,6 +382,16 @@ class Seen:
         return out
 
     @property
+    def texts(self) -> dict[int, str]:
+        """Per choice."""
+        out: dict[int, str] = {}
+        for chunk in self.chunks:
+            for choice in chunk.get("choices", ()):
+                more = choice.get("text") or (choice.get("delta") or {}).get("content") or ""
+                out[choice["index"]] = out.get(choice["index"], "") + more
+        return out
+
+    @property
     def finishes(self) -> list[str]:
         return [
             choice["finish_reason"]

@@ -16,6 +16,8 @@ from spotinference.api.kinds import Json
 
 DONE = b"data: [DONE]\n\n"
 DONE_DATA = b"[DONE]"
+NO_CHOICES = b'"choices":[]'
+"""In a chunk of vLLM's that reports usage; within a JSON string the quotes would be escaped."""
 
 _IDS = re.compile(rb'"((?:prompt_)?token_ids)"\s*:\s*\[[^\]]*\]')
 _IDS_KEY = b'"token_ids":['
@@ -55,19 +57,6 @@ class Identity:
     id: str
     created: int
     model: str
-
-
-@dataclass(frozen=True, slots=True)
-class Piece:
-    """What one chunk of a single-choice answer adds."""
-
-    token_ids: tuple[int, ...]
-    text: str
-    finish_reason: str | None
-    role: bool
-    """a chat chunk that only opens the message"""
-    plain: bool
-    """nothing but text: no tool calls, reasoning or log probabilities"""
 
 
 def hide_token_ids(raw: bytes) -> bytes:
@@ -141,17 +130,9 @@ def prompt_token_ids(chunk: Json) -> list[int] | None:
     return ids if isinstance(ids, list) else None
 
 
-def piece(endpoint: Endpoint, choice: Json) -> Piece:
-    ids = tuple(choice.get("token_ids") or ())
-    finish = choice.get("finish_reason")
-    plain = choice.get("logprobs") is None
-    if endpoint is Endpoint.COMPLETION:
-        return Piece(ids, choice.get("text") or "", finish, role=False, plain=plain)
-    delta = choice.get("delta") or {}
-    text = delta.get("content") or ""
-    others = [key for key, value in delta.items() if key not in {"role", "content"} and value]
-    role = "role" in delta and not text and not ids and not others and finish is None
-    return Piece(ids, text, finish, role=role, plain=plain and not others)
+def opens(choice: Json) -> bool:
+    """A chat chunk that begins the message by its role."""
+    return "role" in (choice.get("delta") or {})
 
 
 def text_choice(

@@ -1,29 +1,33 @@
-"""How a streamed answer survives its replica: classes of requests, and what to send next.
+"""How an answer survives its replica: classes of requests, and what to send next.
 
 A request gets its class when it arrives (`prepare`). When a replica is lost, `plan` says how the
 answer goes on, from what the client already has:
 
     class     at a loss
     token     prompt ids + generated ids go to /v1/completions as a token prompt
-    replay    the same request again; what the client has is verified token by token, then on
+    replay    the same request again; what the client has is verified and dropped, then on
     restart   nothing was delivered yet: the same request again
     refused   an error event and an aborted connection; never a normal end
 
 A token prompt continues exactly only where the engine's sampling depends on nothing but the
 tokens before (greedy, no output-counting penalties, no grammar); a replay repeats whatever is
-greedy or seeded, so an unseeded request is given a seed on arrival. `splice.py` carries on what
+greedy or seeded, so an unseeded request is given a seed on arrival. A replay is verified by token
+ids where the engine reports them, and always by what the client sees (`core/deltas.py`): its text,
+reasoning and tool calls must begin with those that were delivered. `splice.py` carries on what
 `plan` decides.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 
 from spotinference.api.kinds import Json
 from spotinference.core import chunks
 from spotinference.core.chunks import Endpoint
-from spotinference.core.delivered import Delivered
+from spotinference.core.delivered import MAX_TOKENS, Delivered
+from spotinference.core.deltas import IDS, TEXT, Channel, Part
 
 
 class Class(StrEnum):
@@ -45,8 +49,10 @@ class Prepared:
     stream: bool
     hide_token_ids: bool
     include_usage: bool
+    """the client asked for it; the engine is asked always, to know what an answer cost"""
     continuous_usage: bool
     choices: int = 1
+    prompts: int = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,14 +62,17 @@ class Next:
     kind: Class
     path: str
     body: Json
-    expect_ids: tuple[int, ...]
-    """tokens that the client already has and that will come again"""
-    expect_text: str
-    """the text that comes with them"""
+    expect: Mapping[int, Mapping[Channel, Part]]
+    """per choice and channel: what the client already has and what will come again"""
     base_tokens: int
     """generated tokens that are part of the new prompt"""
     needs_max_tokens: bool
     """no max_tokens was given in chat: fill in the context that is left (`with_max_tokens`)"""
+
+    @property
+    def repeated_tokens(self) -> int:
+        """Tokens that are generated once more."""
+        return sum(len(parts.get(IDS, ())) for parts in self.expect.values())
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,10 +118,14 @@ def prepare(
     options = body.get("stream_options") or {}
     kind, reason = _classify(endpoint, body, enabled=enabled, parsed=parsed)
     sent = dict(body)
+    if stream:
+        sent["stream_options"] = options | {"include_usage": True}
     if stream and kind in {Class.TOKEN, Class.REPLAY}:
-        sent["return_token_ids"] = True
+        if not _echo(endpoint, body):
+            sent["return_token_ids"] = True
         if kind is Class.REPLAY and body.get("seed") is None and not _greedy(body):
             sent["seed"] = seed
+    prompts = _prompts(body)
     return Prepared(
         endpoint=endpoint,
         body=sent,
@@ -121,15 +134,21 @@ def prepare(
         stream=stream,
         hide_token_ids=not body.get("return_token_ids"),
         include_usage=bool(options.get("include_usage")),
-        continuous_usage=bool(options.get("continuous_usage_stats")),
-        choices=_choices(body),
+        continuous_usage=bool(options.get("include_usage"))
+        and bool(options.get("continuous_usage_stats")),
+        choices=prompts * int(body.get("n") or 1),
+        prompts=prompts,
     )
 
 
-def _choices(body: Json) -> int:
+def _prompts(body: Json) -> int:
     prompt = body.get("prompt")
-    prompts = len(prompt) if isinstance(prompt, list) and not isinstance(prompt[0], int) else 1
-    return prompts * int(body.get("n") or 1)
+    return len(prompt) if isinstance(prompt, list) and not isinstance(prompt[0], int) else 1
+
+
+def _echo(endpoint: Endpoint, body: Json) -> bool:
+    """The engine leaves the echoed prompt out of a completion when token ids are asked for."""
+    return endpoint is Endpoint.COMPLETION and bool(body.get("echo"))
 
 
 def _greedy(body: Json) -> bool:
@@ -142,10 +161,10 @@ def _classify(endpoint: Endpoint, body: Json, *, enabled: bool, parsed: bool) ->
         return Class.RESTART, "nothing is sent before the answer is whole"
     if not enabled:
         return Class.REFUSED, "spec.interruption.continuation is off"
-    if (refusal := _refused(endpoint, body)) is not None:
-        return Class.REFUSED, refusal
     if not _greedy(body):
         return Class.REPLAY, "sampled with a seed"
+    if (body.get("n") or 1) != 1 or _prompts(body) != 1:
+        return Class.REPLAY, "several choices"
     if parsed and endpoint is Endpoint.CHAT:
         return Class.REPLAY, "a reasoning parser shapes the answer"
     if body.get("echo"):
@@ -160,26 +179,6 @@ def _classify(endpoint: Endpoint, body: Json, *, enabled: bool, parsed: bool) ->
                 continue  # tool_choice matters only beside tools, which are seen on their own
             return Class.REPLAY, f"{name} acts on the output"
     return Class.TOKEN, "greedy"
-
-
-def _refused(endpoint: Endpoint, body: Json) -> str | None:
-    if (body.get("n") or 1) != 1:
-        return "n > 1: choices cannot be told apart by token"
-    if body.get("use_beam_search"):
-        return "beam search"
-    if body.get("include_reasoning") is False:
-        return "include_reasoning is false: the engine then hides token ids"
-    if body.get("prompt_embeds"):
-        return "prompt_embeds: the prompt has no token ids"
-    if body.get("kv_transfer_params") or body.get("ec_transfer_params"):
-        return "transfer parameters belong to one replica"
-    if endpoint is Endpoint.COMPLETION:
-        if body.get("echo"):
-            return "echo: the engine leaves the prompt out when token ids are asked for"
-        prompt = body.get("prompt")
-        if isinstance(prompt, list) and len(prompt) > 1 and not isinstance(prompt[0], int):
-            return "several prompts in one request"
-    return None
 
 
 def _has_media(body: Json) -> bool:
@@ -200,10 +199,10 @@ def plan(
         return _again(prepared, Class.RESTART, delivered)
     if prepared.kind in {Class.REFUSED, Class.RESTART}:
         return Refusal(prepared.reason)
-    if delivered.finish_reason is not None:
-        return _ending(prepared, delivered)
-    if not delivered.continuable:
-        return Refusal("the engine did not report the ids of all tokens")
+    if delivered.tokens > MAX_TOKENS:
+        return Refusal(f"an answer of more than {MAX_TOKENS} tokens is not kept")
+    if delivered.finished(prepared.choices) and (end := _ending(prepared, delivered)) is not None:
+        return end
     if prepared.kind is Class.TOKEN and delivered.plain and not whole:
         return _by_token(prepared, delivered)
     return _again(prepared, Class.REPLAY, delivered)
@@ -214,22 +213,40 @@ def _again(prepared: Prepared, kind: Class, delivered: Delivered) -> Next:
         kind=kind,
         path=prepared.endpoint.value,
         body=prepared.body,
-        expect_ids=tuple(delivered.token_ids),
-        expect_text=delivered.text_from(0),
+        expect={index: choice.everything() for index, choice in delivered.choices.items()},
         base_tokens=0,
         needs_max_tokens=False,
     )
 
 
-def _ending(prepared: Prepared, delivered: Delivered) -> Ending | Refusal:
-    """After finish_reason only usage and [DONE] can be missing, and we can write both."""
-    if not prepared.include_usage or delivered.usage_seen:
+def _ending(prepared: Prepared, delivered: Delivered) -> Ending | None:
+    """After the last finish_reason only usage and [DONE] can be missing, and we can write both.
+
+    None when the tokens cannot be counted, for the engine did not name them.
+    """
+    if not prepared.include_usage or delivered.usage is not None:
         return Ending(chunks.DONE)
-    if delivered.identity is None or delivered.prompt_ids is None:
-        return Refusal("the engine did not report the ids of the prompt")
-    usage = {"usage": chunks.usage(len(delivered.prompt_ids), len(delivered.token_ids))}
+    prompt_tokens = _prompt_tokens(prepared, delivered)
+    counted = all(choice.token_ids for choice in delivered.choices.values())
+    if delivered.identity is None or prompt_tokens is None or not counted:
+        return None
+    delivered.usage = chunks.usage(prompt_tokens, delivered.tokens)
+    usage = {"usage": delivered.usage}
     last = chunks.envelope(prepared.endpoint, delivered.identity, [], usage)
     return Ending(chunks.encode(last) + chunks.DONE)
+
+
+def _prompt_tokens(prepared: Prepared, delivered: Delivered) -> int | None:
+    """Over all prompts; choices of one prompt stand together."""
+    if prepared.prompts == 1:
+        return None if delivered.prompt_ids is None else len(delivered.prompt_ids)
+    total = 0
+    for index in range(0, prepared.choices, prepared.choices // prepared.prompts):
+        ids = delivered.choices[index].prompt_ids
+        if ids is None:
+            return None
+        total += len(ids)
+    return total
 
 
 def _by_token(prepared: Prepared, delivered: Delivered) -> Next:
@@ -238,29 +255,32 @@ def _by_token(prepared: Prepared, delivered: Delivered) -> Next:
     A stop string may straddle the cut, and the engine holds back text that may be the beginning
     of one. Starting early enough (`reach`) makes its state the same as that of the lost one.
     """
-    body = prepared.body
+    body, had = prepared.body, delivered.only
     stops = body.get("stop") or []
     longest = max((len(s) for s in ([stops] if isinstance(stops, str) else stops)), default=0)
     reach = max(longest - 1, 0)
     held = 0 if body.get("include_stop_str_in_output") else reach
-    mark = delivered.mark(reach=reach)
+    mark = had.mark(reach=reach)
     if mark.tokens == 0:
         held = 0
     assert delivered.prompt_ids is not None
     sent: Json = {name: body[name] for name in _COPIED if body.get(name) is not None}
-    sent["prompt"] = [*delivered.prompt_ids, *delivered.token_ids[: mark.tokens]]
+    sent["prompt"] = [*delivered.prompt_ids, *had.token_ids[: mark.tokens]]
     sent |= {"stream": True, "return_token_ids": True}
     limit = _max_tokens(prepared)
     if limit is not None:
         sent["max_tokens"] = limit - mark.tokens
     if body.get("min_tokens"):
         sent["min_tokens"] = max(0, body["min_tokens"] - mark.tokens)
+    expect: dict[Channel, Part] = {
+        IDS: tuple(had.token_ids[mark.tokens :]),
+        TEXT: had.text_from(mark.chars + held),
+    }
     return Next(
         kind=Class.TOKEN,
         path=Endpoint.COMPLETION.value,
         body=sent,
-        expect_ids=tuple(delivered.token_ids[mark.tokens :]),
-        expect_text=delivered.text_from(mark.chars + held),
+        expect={0: {channel: part for channel, part in expect.items() if part}},
         base_tokens=mark.tokens,
         needs_max_tokens=limit is None,
     )

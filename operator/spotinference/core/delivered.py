@@ -9,12 +9,14 @@ from __future__ import annotations
 import re
 from array import array
 from collections import deque
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from itertools import islice
 
 from spotinference.api.kinds import Json
-from spotinference.core import chunks, stream
+from spotinference.core import chunks, deltas, stream
 from spotinference.core.chunks import Endpoint, Identity
+from spotinference.core.deltas import IDS, TEXT, Channel, Part
 
 MAX_RAW_BYTES = 256 * 1024
 """Raw events kept unparsed: about 1,000 chunks, so most answers end without being parsed."""
@@ -42,26 +44,80 @@ class Mark:
     chars: int
 
 
+def _array(items: Iterable[int] = ()) -> array[int]:
+    return array("q", items)
+
+
+@dataclass(slots=True)
+class Choice:
+    """What the client has of one choice, each channel (`core/deltas.py`) on its own."""
+
+    prompt_ids: array[int] | None = None
+    """of this choice's own prompt: completions say it per choice, chat once for all"""
+    token_ids: array[int] = field(default_factory=_array)
+    text: list[str] = field(default_factory=list)
+    chars: int = 0
+    others: dict[Channel, list[Part]] = field(default_factory=dict)
+    """reasoning, tool calls, log probabilities: in the pieces in which they came"""
+    role: bool = False
+    finish_reason: str | None = None
+    _mark_tokens: array[int] = field(default_factory=lambda: _array([0]))
+    _mark_chars: array[int] = field(default_factory=lambda: _array([0]))
+
+    def add(self, found: dict[Channel, Part]) -> None:
+        ids, text = found.get(IDS, ()), found.get(TEXT, "")
+        assert isinstance(ids, tuple)
+        assert isinstance(text, str)
+        self.token_ids.extend(ids)  # type: ignore[arg-type]
+        for channel, part in found.items():
+            if channel not in (IDS, TEXT):
+                self.others.setdefault(channel, []).append(part)
+        if text:
+            self.text.append(text)
+            self.chars += len(text)
+            if len(ids) == 1:
+                self._mark_tokens.append(len(self.token_ids))
+                self._mark_chars.append(self.chars)
+
+    def text_from(self, chars: int) -> str:
+        return "".join(self.text)[chars:]
+
+    def everything(self) -> dict[Channel, Part]:
+        """All channels from their beginning."""
+        found: dict[Channel, Part] = {}
+        if self.token_ids:
+            found[IDS] = tuple(self.token_ids)
+        if self.text:
+            found[TEXT] = self.text_from(0)
+        for channel, pieces in self.others.items():
+            if isinstance(pieces[0], str):
+                found[channel] = "".join(str(piece) for piece in pieces)
+            else:
+                found[channel] = tuple(item for piece in pieces for item in piece)
+        return found
+
+    def mark(self, *, reach: int) -> Mark:
+        """The latest clean point with at least `reach` delivered characters after it."""
+        for tokens, chars in zip(
+            reversed(self._mark_tokens), reversed(self._mark_chars), strict=True
+        ):
+            if tokens == 0 or self.chars - chars >= reach:
+                return Mark(tokens, chars)
+        return Mark(0, 0)
+
+
 @dataclass(slots=True)
 class Delivered:
     endpoint: Endpoint
     identity: Identity | None = None
     prompt_ids: array[int] | None = None
-    token_ids: array[int] = field(default_factory=lambda: array("q"))
-    text: list[str] = field(default_factory=list)
-    chars: int = 0
-    roles: set[int] = field(default_factory=set)
-    finish_reason: str | None = None
-    usage_seen: bool = False
+    """of the first prompt; None when the engine did not say"""
+    choices: dict[int, Choice] = field(default_factory=dict)
+    usage: Json | None = None
+    """the engine's count of the whole answer: its last chunk but for [DONE]"""
     done: bool = False
-    plain: bool = True
-    """only text was delivered: a continuation may come through the completions endpoint"""
     substance: bool = False
     """anything but role chunks was delivered: an answer that starts anew would repeat it"""
-    choices_seen: set[int] = field(default_factory=set)
-    choices_finished: set[int] = field(default_factory=set)
-    _mark_tokens: array[int] = field(default_factory=lambda: array("q", [0]))
-    _mark_chars: array[int] = field(default_factory=lambda: array("q", [0]))
     _raw: deque[bytes] = field(default_factory=deque)
     _raw_bytes: int = 0
 
@@ -92,34 +148,47 @@ class Delivered:
         if self.identity is None:
             self.identity = chunks.identity(chunk)
         if self.prompt_ids is None and (ids := chunks.prompt_token_ids(chunk)) is not None:
-            self.prompt_ids = array("q", ids)
-        choices = chunk.get("choices") or []
-        if not choices and chunk.get("usage") is not None:
-            self.usage_seen = True
-        for choice in choices:
+            self.prompt_ids = _array(ids)
+        found = chunk.get("choices") or []
+        if not found and chunk.get("usage") is not None:
+            self.usage = chunk["usage"]
+        for choice in found:
             self._absorb_choice(choice)
 
     def _absorb_choice(self, choice: Json) -> None:
         index = int(choice.get("index") or 0)
-        self.choices_seen.add(index)
-        piece = chunks.piece(self.endpoint, choice)
-        if piece.role:
-            self.roles.add(index)
-            return
-        if not (piece.text or piece.token_ids or piece.finish_reason) and piece.plain:
-            return
-        self.substance = True
-        self.plain = self.plain and piece.plain
-        self.token_ids.extend(piece.token_ids)
-        if piece.text:
-            self.text.append(piece.text)
-            self.chars += len(piece.text)
-            if len(piece.token_ids) == 1:
-                self._mark_tokens.append(len(self.token_ids))
-                self._mark_chars.append(self.chars)
-        if piece.finish_reason is not None:
-            self.finish_reason = piece.finish_reason
-            self.choices_finished.add(index)
+        mine = self.choices.get(index)
+        if mine is None:
+            mine = self.choices[index] = Choice()
+        mine.role = mine.role or chunks.opens(choice)
+        if (ids := choice.get("prompt_token_ids")) is not None:
+            mine.prompt_ids = _array(ids)
+        found = deltas.parts(self.endpoint, choice)
+        finish = choice.get("finish_reason")
+        if found or finish is not None:
+            self.substance = True
+            mine.add(found)
+            mine.finish_reason = finish or mine.finish_reason
+
+    @property
+    def only(self) -> Choice:
+        """The choice of an answer that has one."""
+        return self.choices.get(0) or Choice()
+
+    @property
+    def plain(self) -> bool:
+        """One choice, all of it text with known ids: it may go on through token prompts."""
+        return (
+            self.prompt_ids is not None
+            and self.choices.keys() <= {0}
+            and not self.only.others
+            and len(self.only.token_ids) > 0
+        )
+
+    @property
+    def tokens(self) -> int:
+        """Generated tokens that the client has, as far as the engine named them."""
+        return sum(len(choice.token_ids) for choice in self.choices.values())
 
     def finished(self, choices: int) -> bool:
         """All choices have their finish_reason.
@@ -132,25 +201,5 @@ class Delivered:
         ):
             return True
         self.settle()
-        return len(self.choices_finished) >= choices
-
-    @property
-    def continuable(self) -> bool:
-        """One choice whose tokens are all known."""
-        return (
-            self.prompt_ids is not None
-            and len(self.choices_seen) <= 1
-            and len(self.token_ids) <= MAX_TOKENS
-        )
-
-    def mark(self, *, reach: int) -> Mark:
-        """The latest clean point with at least `reach` delivered characters after it."""
-        for tokens, chars in zip(
-            reversed(self._mark_tokens), reversed(self._mark_chars), strict=True
-        ):
-            if tokens == 0 or self.chars - chars >= reach:
-                return Mark(tokens, chars)
-        return Mark(0, 0)
-
-    def text_from(self, chars: int) -> str:
-        return "".join(self.text)[chars:]
+        ended = sum(choice.finish_reason is not None for choice in self.choices.values())
+        return ended >= choices

@@ -15,6 +15,7 @@ import structlog
 from aiohttp import web
 
 from spotinference.api.keys import ApiKey
+from spotinference.api.kinds import Json
 from spotinference.core import chunks, continuation
 from spotinference.core.continuation import Class, Ending, Next, Prepared, Refusal
 from spotinference.core.delivered import Delivered
@@ -177,7 +178,7 @@ class Exchange:
                     )
                 case Next() as request:
                     self._context.metrics.replayed_tokens.labels(self._waiting.tier.ref.name).inc(
-                        len(request.expect_ids)
+                        request.repeated_tokens
                     )
 
     def _delivered_anything(self) -> bool:
@@ -218,13 +219,15 @@ class Exchange:
         """The way of every token: whole events, their bytes as they are but for hidden ids."""
         framer = Framer()
         first = True
+        hide_usage = not self._prepared.include_usage
         async for data in response.content.iter_any():
             if first:
                 self._expect_more(response)
             whole = framer.feed(data)
             if not whole:
                 continue
-            if not chunks.sound(whole):  # [DONE] is not: it ends the answer or it does not
+            if not chunks.sound(whole) or (hide_usage and chunks.NO_CHOICES in whole):
+                # [DONE] is not sound: it ends the answer or it does not
                 await self._with_care(replica, whole)
                 if self._delivered.done:
                     await engines.to_the_end(response)
@@ -259,9 +262,12 @@ class Exchange:
             if event.data == chunks.DONE_DATA:
                 done = True  # whatever follows it is no part of the answer
                 break
-            failure = _failure_in(event.data)
+            chunk = chunks.decode(event.data)
+            failure = _failure_in(chunk)
             if failure is not None:
                 break
+            if chunk is not None and not self._shown(chunk):
+                continue
             good.append(b"data: " + event.data + b"\n\n")
         if any(raw is not KEEP_ALIVE for raw in good):
             await self._began(replica)
@@ -276,6 +282,13 @@ class Exchange:
             )
         if failure is not None:
             raise failure
+
+    def _shown(self, chunk: Json) -> bool:
+        """Whether the client gets this chunk: not the usage that only we asked for."""
+        if chunk.get("choices") or not chunk.get("usage"):
+            return True
+        self._delivered.usage = chunk["usage"]
+        return self._prepared.include_usage
 
     async def _splice(
         self, replica: Replica, response: aiohttp.ClientResponse, request: Next | None
@@ -405,9 +418,8 @@ STOPPING = "the gateway is stopping"
 FAILURES = (Unreachable, Busy, Draining, Lost, Failed, Refused, EngineFailed, EventTooLong)
 
 
-def _failure_in(data: bytes) -> EngineFailed | None:
-    """The error that an event of the engine is, or the abort that it reports."""
-    chunk = chunks.decode(data)
+def _failure_in(chunk: Json | None) -> EngineFailed | None:
+    """The error that a chunk of the engine is, or the abort that it reports."""
     if chunk is None:
         return EngineFailed({"message": "a chunk that is not JSON"})
     if (error := chunks.error_of(chunk)) is not None:
