@@ -36,6 +36,7 @@ class SimOptions:
     shutdown_timeout_s: float = 0.0
     enforce_eager: bool = False
     tool_parser: bool = False
+    reasoning_parser: bool = False
 
     start_delay_s: float = 0.0
     compile_s: float = 0.0
@@ -80,6 +81,7 @@ def parse(argv: Sequence[str], env: Mapping[str, str]) -> SimOptions:
         shutdown_timeout_s=_real("--shutdown-timeout", _last(flags, "shutdown-timeout"), 0.0),
         enforce_eager="enforce-eager" in flags,
         tool_parser="tool-call-parser" in flags and "enable-auto-tool-choice" in flags,
+        reasoning_parser="reasoning-parser" in flags,
         start_delay_s=_real(ENV_PREFIX + "START_DELAY_S", sim.get("START_DELAY_S"), 0.0),
         compile_s=_real(ENV_PREFIX + "COMPILE_S", sim.get("COMPILE_S"), 0.0),
         tokens_per_s=_real(ENV_PREFIX + "TOKENS_PER_S", sim.get("TOKENS_PER_S"), 0.0),

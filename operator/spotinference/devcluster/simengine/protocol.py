@@ -10,8 +10,10 @@ import orjson
 
 from spotinference.devcluster.simengine import tokenizer
 from spotinference.devcluster.simengine.options import SimOptions
+from spotinference.devcluster.simengine.shaping import Shape
 
 Json = dict[str, object]
+NO_SHAPE = Shape()
 
 DEFAULT_COMPLETION_TOKENS = 16
 MAX_TEMPERATURE = 2.0
@@ -89,6 +91,11 @@ class Generation:
     continuous_usage: bool
     return_token_ids: bool
     logprobs: bool
+    echo: bool = False
+    """completions: the text of the prompt comes first"""
+    embedded: bool = False
+    """the prompt came as embeddings: it has no token ids"""
+    shape: Shape = NO_SHAPE
     role: str = "assistant"
 
     def seed_of(self, index: int) -> int | None:
@@ -132,6 +139,8 @@ def parse_generation(body: Mapping[str, object], options: SimOptions, *, chat: b
         prompts, text_prompt = _completion_prompts(body)
         logprobs = body.get("logprobs") is not None
     stream = bool(body.get("stream"))
+    if stream and body.get("use_beam_search") and not chat:
+        raise bad_request("Streaming is not currently supported with beam search")
     stream_options = body.get("stream_options")
     if stream_options is not None and not stream:
         raise bad_request(
@@ -165,8 +174,8 @@ def parse_generation(body: Mapping[str, object], options: SimOptions, *, chat: b
     grammar = bool(body.get("structured_outputs")) or (
         isinstance(form, dict) and form.get("type") in {"json_object", "json_schema"}
     )
-    tools = chat and bool(body.get("tools")) and body.get("tool_choice", "auto") == "auto"
-    if tools and not options.tool_parser:
+    shape = _shape(body, options) if chat else NO_SHAPE
+    if shape.tools and not shape.forced and not options.tool_parser:
         raise bad_request(
             '"auto" tool choice requires --enable-auto-tool-choice and --tool-call-parser to be set'
         )
@@ -180,7 +189,7 @@ def parse_generation(body: Mapping[str, object], options: SimOptions, *, chat: b
         n=n,
         seed=_whole(body, "seed"),
         greedy=temperature == 0,
-        output_only=bool(penalties) or grammar,
+        output_only=bool(penalties) or grammar or shape.forced,
         ignore_eos=bool(body.get("ignore_eos")),
         stop=tuple(s for s in stops if s),
         stop_token_ids=stop_ids,
@@ -190,8 +199,32 @@ def parse_generation(body: Mapping[str, object], options: SimOptions, *, chat: b
         continuous_usage=bool(usage.get("include_usage"))
         and bool(usage.get("continuous_usage_stats")),
         return_token_ids=bool(body.get("return_token_ids")),
-        logprobs=logprobs,
+        logprobs=logprobs and not shape.hide_reasoning,
+        echo=not chat and bool(body.get("echo")),
+        embedded=not chat and bool(body.get("prompt_embeds")),
+        shape=shape,
         role=role,
+    )
+
+
+def _shape(body: Mapping[str, object], options: SimOptions) -> Shape:
+    """What parsers will make of the answer."""
+    choice = body.get("tool_choice") or "auto"
+    names = []
+    for tool in _items(body.get("tools")) if choice != "none" else ():
+        function = tool.get("function") if isinstance(tool, dict) else None
+        names.append(str(function.get("name")) if isinstance(function, dict) else "")
+    named = isinstance(choice, dict)
+    if isinstance(choice, dict):
+        names = [str(choice["function"]["name"])]
+    parsing = options.reasoning_parser or options.tool_parser
+    return Shape(
+        reasoning=options.reasoning_parser,
+        tools=tuple(names),
+        forced=bool(names) and (named or choice == "required"),
+        named=named,
+        hide_reasoning=parsing and body.get("include_reasoning") is False,
+        parallel=body.get("parallel_tool_calls") is not False,
     )
 
 
@@ -289,9 +322,10 @@ def _chat_prompt(body: Mapping[str, object]) -> tuple[int, ...]:
 
 def _completion_prompts(body: Mapping[str, object]) -> tuple[tuple[tuple[int, ...], ...], bool]:
     """Token prompts, and whether text had to be tokenised (draining treats that differently)."""
-    if body.get("echo"):
-        raise bad_request("echo is not supported by the simulated engine")
     prompt = body.get("prompt")
+    embeds = body.get("prompt_embeds")
+    if prompt is None and isinstance(embeds, str) and embeds:
+        return (tuple(tokenizer.encode(embeds)),), True
     if isinstance(prompt, str):
         return (tuple(tokenizer.encode(prompt)),), True
     if not isinstance(prompt, list):

@@ -58,6 +58,8 @@ class Stream:
                     left -= 1
                     continue  # vLLM sends no chunk for what has neither text nor tokens
                 chunk = writer.chunk(out)
+                if not chunk:
+                    continue
                 if faulty and 0 <= fault.after_chunks <= self._chunks:
                     return await self._break(chunk)
                 await self._write(chunk)

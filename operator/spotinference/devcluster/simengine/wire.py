@@ -9,13 +9,15 @@ from __future__ import annotations
 import secrets
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 
 import orjson
 
 from spotinference import __version__
-from spotinference.devcluster.simengine import tokenizer
+from spotinference.devcluster.simengine import shaping, tokenizer
 from spotinference.devcluster.simengine.engine import Output
 from spotinference.devcluster.simengine.protocol import Generation
+from spotinference.devcluster.simengine.shaping import Shaper
 
 FINGERPRINT = f"sim-{__version__}"
 DONE = b"data: [DONE]\n\n"
@@ -52,6 +54,9 @@ class StreamWriter:
         self._made = [0] * count
         self._chars = [0] * count
         self._prompt = [len(prompt) for prompt in generation.prompts]
+        self._shapers = [Shaper(generation.shape) for _ in range(count)]
+        if generation.shape.hide_reasoning:
+            self._want = replace(generation, return_token_ids=False)
 
     def opening(self) -> list[bytes]:
         """The role chunks a chat stream starts with; a completions stream starts with text."""
@@ -74,7 +79,17 @@ class StreamWriter:
         ]
 
     def chunk(self, out: Output) -> bytes:
+        """Empty when there is nothing to show, not even token ids."""
         want = self._want
+        delta: bytes | None = None
+        if want.shape.shaped:
+            shaper = self._shapers[out.index]
+            fields = shaper.feed(out.text, out.finish_reason)
+            out.finish_reason = shaper.finish(out.finish_reason)
+            if not fields and out.finish_reason is None and not want.return_token_ids:
+                self._made[out.index] += len(out.token_ids)
+                return b""
+            delta = orjson.dumps(fields)
         first = self._made[out.index] == 0
         self._made[out.index] += len(out.token_ids)
         text = orjson.dumps(out.text)
@@ -86,14 +101,21 @@ class StreamWriter:
             stop = b""
             if out.finish_reason is not None:
                 stop = b',"stop_reason":%b' % orjson.dumps(out.stop_reason)
-            body = (
-                b'{"index":%d,"delta":{"content":%b},"logprobs":%b,"finish_reason":%b%b,'
-                b'"token_ids":%b}]' % (out.index, text, logprobs, finish, stop, ids)
+            delta = b'{"content":%b}' % text if delta is None else delta
+            body = b'{"index":%d,"delta":%b,"logprobs":%b,"finish_reason":%b%b,"token_ids":%b}]' % (
+                out.index,
+                delta,
+                logprobs,
+                finish,
+                stop,
+                ids,
             )
         else:
             prompt_ids = b"null"
-            if first and want.return_token_ids:
+            if first and want.return_token_ids and not want.embedded:
                 prompt_ids = orjson.dumps(want.prompts[prompt])
+            if first and want.echo and not want.return_token_ids:
+                text = orjson.dumps(tokenizer.decode(want.prompts[prompt]) + out.text)
             body = (
                 b'{"index":%d,"text":%b,"logprobs":%b,"finish_reason":%b,"stop_reason":%b,'
                 b'"prompt_token_ids":%b,"token_ids":%b}]'
@@ -162,9 +184,12 @@ def whole_answer(want: Generation, outputs: Sequence[Output]) -> bytes:
     choices: list[dict[str, object]] = []
     for out in outputs:
         ids = out.token_ids if want.return_token_ids else None
-        ending = {"finish_reason": out.finish_reason, "stop_reason": out.stop_reason}
+        ending: dict[str, object] = {
+            "finish_reason": out.finish_reason,
+            "stop_reason": out.stop_reason,
+        }
         if want.chat:
-            message = {
+            message: dict[str, object] = {
                 "role": want.role,
                 "content": out.text,
                 "refusal": None,
@@ -173,6 +198,11 @@ def whole_answer(want: Generation, outputs: Sequence[Output]) -> bytes:
                 "function_call": None,
                 "reasoning": None,
             }
+            if want.shape.shaped:
+                fields, finish = shaping.message(want.shape, out.text, out.finish_reason)
+                message |= fields
+                ending["finish_reason"] = finish
+                ids = None if want.shape.hide_reasoning else ids
             content = {"content": [_chat_logprob(token) for token in out.token_ids]}
             choices.append(
                 {
@@ -185,11 +215,15 @@ def whole_answer(want: Generation, outputs: Sequence[Output]) -> bytes:
                 }
             )
             continue
-        prompt_ids = want.prompts[out.index // want.n] if want.return_token_ids else None
+        named = want.return_token_ids and not want.embedded
+        prompt_ids = want.prompts[out.index // want.n] if named else None
+        text = out.text
+        if want.echo and not want.return_token_ids:
+            text = tokenizer.decode(want.prompts[out.index // want.n]) + text
         choices.append(
             {
                 "index": out.index,
-                "text": out.text,
+                "text": text,
                 "logprobs": completion_logprobs(out.token_ids) if want.logprobs else None,
                 **ending,
                 "token_ids": ids,
