@@ -290,7 +290,7 @@ async def test_an_answer_never_continues_on_another_revision_of_the_model() -> N
 
 
 @pytest.mark.fault(37)
-async def test_what_may_not_be_continued_ends_with_an_error_and_an_aborted_connection() -> None:
+async def test_what_cannot_be_continued_ends_with_an_error_and_an_aborted_connection() -> None:
     async with bench() as b:
         await b.tier("demo", interruption={"continuation": "off"})
         await b.replica()

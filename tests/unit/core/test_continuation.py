@@ -364,7 +364,7 @@ def test_another_chat_template_or_tokenizer_is_refused_by_the_prompts_ids() -> N
 def test_usage_that_only_the_gateway_asked_for_is_kept_and_not_shown() -> None:
     usage = chunks.encode(chunks.envelope(Endpoint.CHAT, WHO, [], {"usage": chunks.usage(3, 2)}))
     for asked in (False, True):
-        options = {"stream_options": {"include_usage": True}} if asked else {}
+        options: Json = {"stream_options": {"include_usage": True}} if asked else {}
         prepared = prepare(**options)
         assert prepared.body["stream_options"] == {"include_usage": True}
         had = delivered(role([1, 2, 3]), piece("a", 10))
