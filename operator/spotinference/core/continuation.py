@@ -69,6 +69,9 @@ class Next:
     needs_max_tokens: bool
     """no max_tokens was given in chat: fill in the context that is left (`with_max_tokens`)"""
 
+    prompt_tokens: int = 0
+    """tokens that the new replica has to process before its first; 0: not known"""
+
     @property
     def repeated_tokens(self) -> int:
         """Tokens that are generated once more."""
@@ -216,6 +219,7 @@ def _again(prepared: Prepared, kind: Class, delivered: Delivered) -> Next:
         expect={index: choice.everything() for index, choice in delivered.choices.items()},
         base_tokens=0,
         needs_max_tokens=False,
+        prompt_tokens=_prompt_tokens(prepared, delivered) or 0,
     )
 
 
@@ -242,10 +246,10 @@ def _prompt_tokens(prepared: Prepared, delivered: Delivered) -> int | None:
         return None if delivered.prompt_ids is None else len(delivered.prompt_ids)
     total = 0
     for index in range(0, prepared.choices, prepared.choices // prepared.prompts):
-        ids = delivered.choices[index].prompt_ids
-        if ids is None:
+        choice = delivered.choices.get(index)
+        if choice is None or choice.prompt_ids is None:
             return None
-        total += len(ids)
+        total += len(choice.prompt_ids)
     return total
 
 
@@ -283,6 +287,7 @@ def _by_token(prepared: Prepared, delivered: Delivered) -> Next:
         expect={0: {channel: part for channel, part in expect.items() if part}},
         base_tokens=mark.tokens,
         needs_max_tokens=limit is None,
+        prompt_tokens=len(sent["prompt"]),
     )
 
 

@@ -27,6 +27,8 @@ MAX_TOKENS = 2_000_000
 
 _LAST_WRITES = 3
 """The finish chunk, the usage chunk and [DONE] come in at most so many reads."""
+_IDS = re.compile(rb'"token_ids":\[([^\]]+)\]')
+_PROMPT_IDS = re.compile(rb'"prompt_token_ids":\[([^\]]+)\]')
 _FINISH = re.compile(rb'"finish_reason"\s*:\s*"')
 
 
@@ -189,6 +191,19 @@ class Delivered:
     def tokens(self) -> int:
         """Generated tokens that the client has, as far as the engine named them."""
         return sum(len(choice.token_ids) for choice in self.choices.values())
+
+    def counted(self) -> tuple[int | None, int | None]:
+        """Tokens of prompt and answer for one that was not finished; what is raw stays unparsed.
+
+        None: the engine did not name them.
+        """
+        prompt = None if self.prompt_ids is None else len(self.prompt_ids)
+        generated = self.tokens
+        for raw in self._raw:
+            if prompt is None and (ids := _PROMPT_IDS.search(raw)) is not None:
+                prompt = ids[1].count(b",") + 1
+            generated += sum(found[1].count(b",") + 1 for found in _IDS.finditer(raw))
+        return prompt, generated or None
 
     def finished(self, choices: int) -> bool:
         """All choices have their finish_reason.

@@ -76,6 +76,8 @@ class Answer:
     def __init__(self) -> None:
         self.done = False
         """the event that ends the response went out"""
+        self.usage: Json | None = None
+        """what the engine counted, once the response has ended"""
         self.sequence = 0
         """number of the next event"""
         self._raw: list[bytes] = []
@@ -151,6 +153,8 @@ class Answer:
             data = orjson.dumps(event)
         self.sequence += 1
         self.done = kind in _ENDINGS
+        if self.done and isinstance(response := event.get("response"), dict):
+            self.usage = response.get("usage")
         raw = b"event: " + kind.encode() + b"\ndata: " + data + b"\n\n"
         self._raw_bytes += len(raw)
         if self.replayable:

@@ -17,6 +17,7 @@ from aiohttp import web
 from spotinference.api.keys import ApiKey
 from spotinference.api.kinds import Json
 from spotinference.core import chunks, continuation
+from spotinference.core.account import Account
 from spotinference.core.continuation import Class, Ending, Next, Prepared, Refusal
 from spotinference.core.delivered import Delivered
 from spotinference.core.splice import Diverged, EngineFailed, Splice
@@ -58,6 +59,10 @@ class Exchange:
         self._key = key
         self._id = request_id
         self._reply = Reply(http, context.settings, request_id)
+        self._reply.headers["x-spotinference-continuation"] = prepared.kind.value
+        context.metrics.classes.labels(prepared.kind.value).inc()
+        self.account = Account(prepared.kind)
+        """what the answer took; complete when `run` has returned or raised"""
         self._delivered = Delivered(prepared.endpoint)
         self._arrived = time.monotonic()
         ticket = context.parking.ticket(context.clock.now(), body_bytes)
@@ -75,6 +80,20 @@ class Exchange:
 
     async def run(self) -> web.StreamResponse:
         """Answers; a `GatewayError` after the first byte becomes an event and an abort."""
+        try:
+            return await self._run()
+        finally:
+            self._settle_account()
+
+    def _settle_account(self) -> None:
+        account = self.account
+        account.attempts = self._attempts
+        if self._delivered.usage is not None:
+            account.use(self._delivered.usage)
+        elif account.completion_tokens is None:  # cut short, or from an engine that does not tell
+            account.prompt_tokens, account.completion_tokens = self._delivered.counted()
+
+    async def _run(self) -> web.StreamResponse:
         try:
             if not self._prepared.stream:
                 return await self._plain()
@@ -144,6 +163,8 @@ class Exchange:
             raise Lost(f"{replica.name}: the answer is not whole")
         if any(c.get("finish_reason") in {"abort", "error"} for c in decoded.get("choices") or ()):
             raise Lost(f"{replica.name}: the engine aborted the answer")
+        if isinstance(usage := decoded.get("usage"), dict):
+            self.account.use(usage)
         return bytes(answer)
 
     async def _stream(self) -> None:
@@ -177,9 +198,15 @@ class Exchange:
                         f"The replica was lost and the answer cannot be continued: {reason}.",
                     )
                 case Next() as request:
-                    self._context.metrics.replayed_tokens.labels(self._waiting.tier.ref.name).inc(
-                        request.repeated_tokens
-                    )
+                    self._again(request.repeated_tokens, request.prompt_tokens)
+
+    def _again(self, tokens: int, prompt_tokens: int) -> None:
+        """Work that a loss makes engines do twice."""
+        tier, metrics = self._waiting.tier.ref.name, self._context.metrics
+        metrics.replayed_tokens.labels(tier).inc(tokens)
+        metrics.replayed_prompt_tokens.labels(tier).inc(prompt_tokens)
+        self.account.replayed_tokens += tokens
+        self.account.replayed_prompt_tokens += prompt_tokens
 
     def _delivered_anything(self) -> bool:
         """Chunks of the engine, or a chunk of ours that fixed the answer's id."""
@@ -219,14 +246,13 @@ class Exchange:
         """The way of every token: whole events, their bytes as they are but for hidden ids."""
         framer = Framer()
         first = True
-        hide_usage = not self._prepared.include_usage
         async for data in response.content.iter_any():
             if first:
                 self._expect_more(response)
             whole = framer.feed(data)
             if not whole:
                 continue
-            if not chunks.sound(whole) or (hide_usage and chunks.NO_CHOICES in whole):
+            if not chunks.sound(whole) or chunks.NO_CHOICES in whole:
                 # [DONE] is not sound: it ends the answer or it does not
                 await self._with_care(replica, whole)
                 if self._delivered.done:
@@ -331,10 +357,12 @@ class Exchange:
     async def _began(self, replica: Replica) -> None:
         """The first new bytes of an attempt are about to go to the client."""
         self._search.found(replica)
+        self.account.replica = replica.name
         self._waiting.since = None
         self._losses = 0
         self._first_byte()
         if self._lost_at is not None:
+            self.account.continuations += 1
             stalled_s = time.monotonic() - self._lost_at
             self._context.metrics.stall_seconds.labels(self._waiting.tier.ref.name).observe(
                 stalled_s
@@ -348,6 +376,8 @@ class Exchange:
             await self._reply.begin()
 
     def _first_byte(self) -> None:
+        if self.account.first_token_at is None:
+            self.account.first_token_at = time.monotonic()
         if not self._reply.begun:
             self._context.metrics.first_byte_seconds.labels(self._waiting.tier.ref.name).observe(
                 time.monotonic() - self._arrived

@@ -42,6 +42,11 @@ class Metrics:
         self.interruptions = counter(
             "interruptions", "Answers whose replica was lost after the first byte.", "tier"
         )
+        self.classes = counter(
+            "continuation_classes",
+            "Requests by how their answer would be continued, chosen when they arrive.",
+            "kind",
+        )
         self.continuations = counter(
             "continuations", "Continuations by class and outcome.", "kind", "outcome"
         )
@@ -50,6 +55,9 @@ class Metrics:
         )
         self.replayed_tokens = counter(
             "replayed_tokens", "Tokens generated again to verify a continuation.", "tier"
+        )
+        self.replayed_prompt_tokens = counter(
+            "replayed_prompt_tokens", "Prompt tokens processed again after a loss.", "tier"
         )
         self.ejections = counter("ejections", "Replicas taken out after a failed connection.")
         self.demand_writes = counter("demand_writes", "Writes of demand Leases.", "verb", "result")

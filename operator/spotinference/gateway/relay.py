@@ -82,6 +82,8 @@ class Relay(Exchange):
             raise Lost(f"{replica.name}: the answer is not whole")
         if decoded.get("status") in {"failed", "cancelled", "in_progress"}:
             raise Lost(f"{replica.name}: the engine gave the answer up")
+        if isinstance(usage := decoded.get("usage"), dict):
+            self.account.use(usage)
         return bytes(answer)
 
 
@@ -94,6 +96,11 @@ class ResponsesRelay(Relay):
         self._answer = Answer()
         self._reply.as_event = self._error_event
         return await super().run()
+
+    def _settle_account(self) -> None:
+        super()._settle_account()
+        if self._answer.usage is not None:
+            self.account.use(self._answer.usage)
 
     def _error_event(self, error: GatewayError) -> bytes:
         return responses.error_event(

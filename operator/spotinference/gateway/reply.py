@@ -26,6 +26,8 @@ class Reply:
         self.request_id = request_id
         self._response: web.StreamResponse | None = None
         self.aborted = False
+        self.headers: dict[str, str] = {}
+        """on every answer, streamed or whole"""
         self.as_event: Callable[[GatewayError], bytes] = GatewayError.event
         """the error in the form that this stream's clients read"""
 
@@ -41,6 +43,7 @@ class Reply:
                 "Cache-Control": "no-cache, no-transform",
                 "X-Accel-Buffering": "no",
                 "x-request-id": self.request_id,
+                **self.headers,
                 **(headers or {}),
             }
         )
@@ -67,6 +70,7 @@ class Reply:
 
     async def send(self, response: web.Response) -> web.Response:
         """A whole answer, under the same deadline as a streamed one."""
+        response.headers.update(self.headers)
 
         async def writing() -> None:
             await response.prepare(self._http)
