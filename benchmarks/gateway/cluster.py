@@ -19,7 +19,7 @@ from spotinference.api import names
 from spotinference.api.keys import ApiKey, KeyFile, digest
 from spotinference.api.kinds import POD, TIER, Json
 
-KEY = "sk-spot-benchmark"
+KEY = "sk-spot-benchmark-3f1c0a7d9b52e8461d0f"
 NAMESPACE = "default"
 BOOKMARK_S = 20.0
 

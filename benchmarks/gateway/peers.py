@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from benchmarks.gateway import install
+from benchmarks.gateway.cluster import KEY
 from benchmarks.gateway.install import Missing
 from spotinference import __version__
 
@@ -133,7 +134,11 @@ def _litellm(upstream: Upstream, port: int, folder: Path) -> Launch:
         str(home / "litellm"), "--host", "127.0.0.1", "--port", str(port),
         "--config", str(config), "--num_workers", "1",
     ]  # fmt: skip
-    environment = {"LITELLM_LOG": "ERROR", "LITELLM_LOCAL_MODEL_COST_MAP": "True"}
+    environment = {
+        "LITELLM_LOG": "ERROR",
+        "LITELLM_LOCAL_MODEL_COST_MAP": "True",
+        "LITELLM_MASTER_KEY": KEY,  # it does not start without one
+    }
     return Launch(install.version(home, "litellm"), command, environment)
 
 

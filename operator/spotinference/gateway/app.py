@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import signal
 import socket
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
-import aiohttp
 import structlog
 from aiohttp import web
 
@@ -17,6 +17,7 @@ from spotinference import errors
 from spotinference.api import names
 from spotinference.api.kinds import POD, TIER
 from spotinference.clients.clock import Clock, SystemClock
+from spotinference.clients.engine_http import Pool
 from spotinference.clients.kube import Kube
 from spotinference.clients.reflector import Reflector
 from spotinference.core.observed import TierRef
@@ -82,18 +83,12 @@ async def running(
     demand.bind(parking)
     replicas.on_routable = parking.release
     catalogue.on_change = _ends_waits(parking)
-    connector = aiohttp.TCPConnector(
-        limit=settings.engine_connections,
-        keepalive_timeout=ENGINE_KEEPALIVE_S,
-        use_dns_cache=False,
-    )
+    pool = Pool(limit=settings.engine_connections, keepalive_s=ENGINE_KEEPALIVE_S)
     async with (
-        aiohttp.ClientSession(
-            connector=connector, auto_decompress=False, cookie_jar=aiohttp.DummyCookieJar()
-        ) as session,
+        contextlib.aclosing(pool),
         asyncio.TaskGroup() as tasks,
     ):
-        engines = Engines(session, replicas, settings, metrics, tasks.create_task)
+        engines = Engines(pool, replicas, settings, metrics, tasks.create_task)
         context = Context(settings, clock, catalogue, replicas, parking, engines, metrics)
 
         def why_not_ready() -> str | None:

@@ -7,11 +7,11 @@ import contextlib
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
 
-import aiohttp
 import orjson
 import structlog
 
 from spotinference.api.kinds import Json
+from spotinference.clients.engine_http import Answer, Broken, NoConnection, Pool, head
 from spotinference.gateway.config import GatewaySettings
 from spotinference.gateway.metrics import Metrics
 from spotinference.gateway.replicas import Replica, Replicas
@@ -60,13 +60,13 @@ class Refused(Exception):
 class Engines:
     def __init__(
         self,
-        session: aiohttp.ClientSession,
+        pool: Pool,
         replicas: Replicas,
         settings: GatewaySettings,
         metrics: Metrics,
         spawn: Spawn,
     ) -> None:
-        self._session = session
+        self._pool = pool
         self._replicas = replicas
         self._settings = settings
         self._metrics = metrics
@@ -77,65 +77,55 @@ class Engines:
         """Ends the probing of ejected replicas."""
         self._closed.set()
 
-    @asynccontextmanager
-    async def answer(
+    def answer(
         self, replica: Replica, path: str, body: bytes, *, request_id: str, stream: bool
-    ) -> AsyncIterator[aiohttp.ClientResponse]:
-        """The engine's 200, its body unread; while it is open the replica counts it.
+    ) -> _Opened:
+        """A context: the engine's 200, its body unread; while it is open the replica counts it.
 
         When the replica leaves the cluster, reading fails at once.
         """
-        replica.outstanding += 1
-        try:
-            response = await self._post(replica, path, body, request_id)
-            drop = response.close
-            replica.on_gone.add(drop)
-            try:
-                await self._check(response, stream=stream)
-                yield response
-            finally:
-                replica.on_gone.discard(drop)
-                # Not release(): an answer that was not read to its end must be aborted.
-                if not (response.content.at_eof() and not response.closed):
-                    response.close()
-        finally:
-            replica.outstanding -= 1
+        return _Opened(self, replica, path, body, request_id, stream=stream)
 
-    async def _post(
-        self, replica: Replica, path: str, body: bytes, request_id: str
-    ) -> aiohttp.ClientResponse:
+    async def post(self, replica: Replica, path: str, body: bytes, request_id: str) -> Answer:
+        """Any answer, its head read; how that fails is one of this module's exceptions."""
         settings = self._settings
-        timeout = aiohttp.ClientTimeout(
-            total=None,
-            sock_connect=settings.connect_timeout_s,
-            sock_read=settings.first_byte_timeout_s,
-        )
         try:
-            async with _until_gone(replica):
-                return await self._session.post(
-                    replica.base_url + path,
-                    data=body,
-                    headers={"Content-Type": "application/json", "X-Request-Id": request_id},
-                    timeout=timeout,
-                    allow_redirects=False,
-                )
-        except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError) as error:
+            answer = self._pool.idle(replica.base_url)
+            if answer is None:
+                async with _until_gone(replica):
+                    answer = await self._pool.connection(
+                        replica.base_url, settings.connect_timeout_s
+                    )
+        except NoConnection as error:
             raise Unreachable(f"{replica.name}: {error}") from error
         except TimeoutError as error:
-            raise Lost(f"{replica.name}: no answer began") from error
-        except (aiohttp.ClientError, OSError) as error:
-            raise Lost(f"{replica.name}: {type(error).__name__}: {error}") from error
+            raise Lost(f"{replica.name}: it left the cluster") from error
+        headers = f"Content-Type: application/json\r\nX-Request-Id: {request_id}\r\n"
+        request = head("POST", replica.base_url, path, headers, len(body)) + body
+        replica.on_gone.add(answer.drop)
+        try:
+            await answer.send(request, settings.first_byte_timeout_s)
+        except Broken as error:
+            raise Lost(f"{replica.name}: {error}") from error
+        finally:
+            if not answer.status:
+                replica.on_gone.discard(answer.drop)
+                answer.drop()
+        return answer
 
-    async def _check(self, response: aiohttp.ClientResponse, *, stream: bool) -> None:
+    async def check(self, response: Answer, *, stream: bool) -> None:
         status = response.status
         if status == 200:
             expected = "text/event-stream" if stream else "application/json"
             if response.content_type != expected:
                 raise Failed(f"a 200 of type {response.content_type!r}, not {expected!r}")
-            if response.headers.get("Content-Encoding", "identity") != "identity":
+            if response.headers.get("content-encoding", "identity") != "identity":
                 raise Failed("a compressed answer that was not asked for")
             return
-        body = await _bounded(response, MAX_ERROR_BYTES)
+        try:
+            body = await _bounded(response, MAX_ERROR_BYTES)
+        except Broken as error:
+            raise Lost(f"{error}") from error
         if status in {408, 429, 503}:
             raise Busy(f"status {status}")
         if status == 500 and _SHUTDOWN in body:
@@ -147,18 +137,24 @@ class Engines:
     async def max_model_len(self, replica: Replica) -> int:
         """The context window that the engine reports; `Lost` or `Failed` when it does not."""
         try:
-            async with (
-                asyncio.timeout(self._settings.connect_timeout_s * 2),
-                self._session.get(
-                    replica.base_url + "/v1/models", allow_redirects=False
-                ) as response,
-            ):
-                models = orjson.loads(await _bounded(response, MAX_MODELS_BYTES))
-                return int(models["data"][0]["max_model_len"])
-        except (aiohttp.ClientError, OSError, TimeoutError) as error:
+            async with asyncio.timeout(self._settings.connect_timeout_s * 2):
+                _, body = await self._get(replica, "/v1/models")
+                return int(orjson.loads(body)["data"][0]["max_model_len"])
+        except (Broken, NoConnection, TimeoutError) as error:
             raise Lost(f"{replica.name}: /v1/models: {error}") from error
         except (ValueError, KeyError, IndexError, TypeError) as error:
             raise Failed(f"{replica.name}: /v1/models without max_model_len") from error
+
+    async def _get(self, replica: Replica, path: str) -> tuple[int, bytes]:
+        """Status and body, which is cut at `MAX_MODELS_BYTES`."""
+        timeout_s = self._settings.connect_timeout_s
+        answer = await self._pool.request(
+            "GET", replica.base_url, path, connect_timeout_s=timeout_s, silence_s=timeout_s
+        )
+        try:
+            return answer.status, await _bounded(answer, MAX_MODELS_BYTES)
+        finally:
+            answer.close()
 
     def eject(self, replica: Replica, *, pause_s: float | None = None) -> None:
         """Takes a replica that cannot be reached out of routing and probes it back."""
@@ -188,13 +184,53 @@ class Engines:
 
     async def _healthy(self, replica: Replica) -> bool:
         try:
-            async with (
-                asyncio.timeout(self._settings.connect_timeout_s),
-                self._session.get(replica.base_url + "/health", allow_redirects=False) as response,
-            ):
-                return response.status == 200
-        except (aiohttp.ClientError, OSError, TimeoutError):
+            async with asyncio.timeout(self._settings.connect_timeout_s):
+                status, _ = await self._get(replica, "/health")
+                return status == 200
+        except (Broken, NoConnection, TimeoutError):
             return False
+
+
+class _Opened:
+    """The context that `Engines.answer` gives; a class, because it is entered for each request."""
+
+    __slots__ = ("_answer", "_engines", "_given", "_replica", "_stream")
+
+    def __init__(
+        self,
+        engines: Engines,
+        replica: Replica,
+        path: str,
+        body: bytes,
+        request_id: str,
+        *,
+        stream: bool,
+    ) -> None:
+        self._engines = engines
+        self._replica = replica
+        self._given = (path, body, request_id)
+        self._stream = stream
+        self._answer: Answer | None = None
+
+    async def __aenter__(self) -> Answer:
+        self._replica.outstanding += 1
+        try:
+            answer = self._answer = await self._engines.post(self._replica, *self._given)
+            await self._engines.check(answer, stream=self._stream)
+        except BaseException:
+            self._close()
+            raise
+        return answer
+
+    async def __aexit__(self, *_: object) -> None:
+        self._close()
+
+    def _close(self) -> None:
+        """An answer that was not read to its end is aborted, so that the engine stops."""
+        self._replica.outstanding -= 1
+        if self._answer is not None:
+            self._replica.on_gone.discard(self._answer.drop)
+            self._answer.close()
 
 
 @asynccontextmanager
@@ -213,24 +249,21 @@ async def _until_gone(replica: Replica) -> AsyncIterator[None]:
             replica.on_gone.discard(drop)
 
 
-async def to_the_end(response: aiohttp.ClientResponse) -> None:
+async def to_the_end(answer: Answer) -> None:
     """After [DONE] only the end of the body is missing: with it the connection can be kept."""
-    with contextlib.suppress(TimeoutError, aiohttp.ClientError):
+    if answer.ended:
+        return
+    with contextlib.suppress(TimeoutError, Broken):
         async with asyncio.timeout(END_TIMEOUT_S):
-            while not response.content.at_eof():
-                await response.content.readany()
+            while await answer.part():
+                pass
 
 
-async def _bounded(response: aiohttp.ClientResponse, limit: int) -> bytes:
+async def _bounded(answer: Answer, limit: int) -> bytes:
     """The body, cut at `limit`."""
     body = bytearray()
-    try:
-        async for part in response.content.iter_any():
-            body += part
-            if len(body) >= limit:
-                break
-    except (aiohttp.ClientError, OSError, TimeoutError) as error:
-        raise Lost(f"{type(error).__name__}: {error}") from error
+    while len(body) < limit and (part := await answer.part()):
+        body += part
     return bytes(body[:limit])
 
 

@@ -9,13 +9,13 @@ import asyncio
 import random
 import time
 
-import aiohttp
 import orjson
 import structlog
 from aiohttp import web
 
 from spotinference.api.keys import ApiKey
 from spotinference.api.kinds import Json
+from spotinference.clients.engine_http import Answer, Broken
 from spotinference.core import chunks, continuation
 from spotinference.core.account import Account
 from spotinference.core.continuation import Class, Ending, Next, Prepared, Refusal
@@ -152,11 +152,11 @@ class Exchange:
             replica, self._prepared.endpoint, body, request_id=self._attempt_id(), stream=False
         ) as response:
             try:
-                async for part in response.content.iter_any():
+                async for part in response.parts():
                     answer += part
                     if len(answer) > limit:
                         raise Failed(f"an answer of more than {limit} bytes")
-            except (aiohttp.ClientError, OSError, TimeoutError) as error:
+            except Broken as error:
                 raise Lost(f"{replica.name}: {type(error).__name__}: {error}") from error
         decoded = chunks.decode(bytes(answer))  # a cut answer may look like a whole one to HTTP
         if decoded is None:
@@ -239,14 +239,14 @@ class Exchange:
                     await self._relay(replica, response)
                 else:
                     await self._splice(replica, response, request)
-            except (aiohttp.ClientError, TimeoutError) as error:
+            except Broken as error:
                 raise Lost(f"{replica.name}: {type(error).__name__}: {error}") from error
 
-    async def _relay(self, replica: Replica, response: aiohttp.ClientResponse) -> None:
+    async def _relay(self, replica: Replica, response: Answer) -> None:
         """The way of every token: whole events, their bytes as they are but for hidden ids."""
         framer = Framer()
         first = True
-        async for data in response.content.iter_any():
+        async for data in response.parts():
             if first:
                 self._expect_more(response)
             whole = framer.feed(data)
@@ -316,16 +316,14 @@ class Exchange:
         self._delivered.usage = chunk["usage"]
         return self._prepared.include_usage
 
-    async def _splice(
-        self, replica: Replica, response: aiohttp.ClientResponse, request: Next | None
-    ) -> None:
+    async def _splice(self, replica: Replica, response: Answer, request: Next | None) -> None:
         """Chunks of another replica become chunks of this answer."""
         framer = Framer()
         splice = Splice(self._prepared, self._delivered, request, self._waiting.who)
         first = True
         heartbeat_s = self._context.settings.heartbeat_s
         beat_at = time.monotonic() + heartbeat_s
-        async for data in response.content.iter_any():
+        async for data in response.parts():
             if first:
                 self._expect_more(response)
             for event in events(framer.feed(data)):
@@ -347,12 +345,9 @@ class Exchange:
                     return
         raise Lost(f"{replica.name}: the stream ended without [DONE]")
 
-    def _expect_more(self, response: aiohttp.ClientResponse) -> None:
+    def _expect_more(self, response: Answer) -> None:
         """The engine has begun to speak: from now on silence means that it is lost."""
-        protocol = response.connection.protocol if response.connection is not None else None
-        if protocol is not None:
-            protocol.read_timeout = self._context.settings.next_byte_timeout_s
-            protocol.start_timeout()  # else the longer one would run until the next byte
+        response.expect_within(self._context.settings.next_byte_timeout_s)
 
     async def _began(self, replica: Replica) -> None:
         """The first new bytes of an attempt are about to go to the client."""

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import time
 
-import aiohttp
 import orjson
 import structlog
 from aiohttp import web
 
 from spotinference.api.kinds import Json
+from spotinference.clients.engine_http import Broken
 from spotinference.core import chunks, responses
 from spotinference.core.chunks import Endpoint
 from spotinference.core.continuation import Class, Prepared
@@ -71,11 +71,11 @@ class Relay(Exchange):
             replica, self._prepared.endpoint, body, request_id=self._attempt_id(), stream=False
         ) as response:
             try:
-                async for part in response.content.iter_any():
+                async for part in response.parts():
                     answer += part
                     if len(answer) > limit:
                         raise Failed(f"an answer of more than {limit} bytes")
-            except (aiohttp.ClientError, OSError, TimeoutError) as error:
+            except Broken as error:
                 raise Lost(f"{replica.name}: {type(error).__name__}: {error}") from error
         decoded = chunks.decode(bytes(answer))  # a cut answer may look like a whole one to HTTP
         if decoded is None:
@@ -162,7 +162,7 @@ class ResponsesRelay(Relay):
             stream=True,
         ) as response:
             try:
-                async for data in response.content.iter_any():
+                async for data in response.parts():
                     if first:
                         self._expect_more(response)
                     out, failure = self._events(framer.feed(data))
@@ -180,7 +180,7 @@ class ResponsesRelay(Relay):
                     if self._answer.done:
                         await engines.to_the_end(response)
                         return
-            except (aiohttp.ClientError, TimeoutError) as error:
+            except Broken as error:
                 raise Lost(f"{replica.name}: {type(error).__name__}: {error}") from error
         raise Lost(f"{replica.name}: the stream ended before the response did")
 

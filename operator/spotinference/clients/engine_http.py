@@ -1,0 +1,389 @@
+"""HTTP/1.1 to engine pods, made for the way of every token: pooled connections, few task switches.
+
+A general client costs more than all the rest of the gateway together (docs/decisions). Here
+llhttp (httptools) parses, a body's bytes are handed on as they come, and one timer per connection
+guards against silence. Plain HTTP to an address: no redirects, cookies, decompression or proxies.
+A connection is used again only after an answer that ended exactly where its framing said.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import AsyncIterator, Callable
+from typing import cast
+from urllib.parse import urlsplit
+
+import httptools
+
+MAX_HEAD_BYTES = 64 * 1024
+"""Names and values of an answer's headers together."""
+MAX_BUFFERED_BYTES = 256 * 1024
+"""Of a body that nobody reads; beyond it the engine has to wait."""
+SWEEP_S = 1.0
+
+Sink = Callable[[bytes], bool]
+"""Takes bytes of a body within the reader's own callback; False: no more for now."""
+
+
+class Broken(Exception):
+    """The connection was lost, or did not speak HTTP, before the answer's end."""
+
+
+class Silent(Broken):
+    """Nothing came within the deadline."""
+
+
+class NoConnection(Exception):
+    """None could be made: nothing was sent."""
+
+
+class Answer(asyncio.Protocol):
+    """One connection, and the answer that is being read from it."""
+
+    def __init__(self, pool: Pool, origin: str) -> None:
+        self._pool = pool
+        self.origin = origin
+        self.idle_since = 0.0
+        self._loop = asyncio.get_running_loop()
+        self._parser = httptools.HttpResponseParser(self)
+        self._transport: asyncio.Transport | None = None
+        self._timer: asyncio.TimerHandle | None = None
+        self._silence_s = 0.0
+        self._heard_at = 0.0
+        self._waiter: asyncio.Future[None] | None = None
+        self._sink: Sink | None = None
+        self._sink_error: Exception | None = None
+        self._body: deque[bytes] = deque()
+        self._buffered = 0
+        self._paused = False
+        self._failure: Exception | None = None
+        self._asked = False
+        self._begin()
+
+    def _begin(self) -> None:
+        self.status = 0
+        self.headers: dict[str, str] = {}
+        """names in lower case; of repeated ones the last"""
+        self._head_bytes = 0
+        self._has_head = False
+        self._complete = False
+        self._reusable = False
+
+    # --- what a caller does ---------------------------------------------------------------------
+
+    async def send(self, request: bytes, silence_s: float) -> None:
+        """Writes a whole request; returns with the head of its answer."""
+        if self._transport is None or self._failure is not None:
+            raise Broken("the connection is closed")
+        self._asked = True
+        self.expect_within(silence_s)
+        self._transport.write(request)
+        while not self._has_head:
+            await self._more()
+
+    @property
+    def content_type(self) -> str:
+        return self.headers.get("content-type", "").partition(";")[0].strip().lower()
+
+    @property
+    def ended(self) -> bool:
+        """The whole body was read."""
+        return self._complete and not self._body
+
+    def expect_within(self, silence_s: float) -> None:
+        """From now on, silence this long means that the engine is lost."""
+        now = self._loop.time()
+        self._silence_s = silence_s
+        self._heard_at = now
+        if self._timer is not None:
+            if self._timer.when() <= now + silence_s:
+                return  # it looks again when it fires: not set anew for each answer and chunk
+            self._timer.cancel()
+        self._timer = self._loop.call_later(silence_s, self._look)
+
+    async def part(self) -> bytes:
+        """What has come of the body since the last call; empty at its end."""
+        while not self._body:
+            if self._complete:
+                return b""
+            await self._more()
+        return self._take()
+
+    async def parts(self) -> AsyncIterator[bytes]:
+        while data := await self.part():
+            yield data
+
+    async def pipe(self, sink: Sink) -> bool:
+        """Gives the sink each part the moment it comes, without a task switch.
+
+        True: the body has ended. False: the sink returned False; what came since is kept, and
+        `part` or another `pipe` goes on. What the sink raises is raised here.
+        """
+        while True:
+            if self._body and not sink(self._take()):
+                return False
+            if self._complete:
+                return True
+            self._sink = sink
+            try:
+                await self._more()
+            finally:
+                stopped = self._sink is None
+                self._sink = None
+            if self._sink_error is not None:
+                raise self._sink_error
+            if stopped:
+                return False
+
+    def close(self) -> None:
+        """The answer is done with: an unread rest cuts the connection, else it is used again."""
+        if self.ended and self._reusable and self._failure is None:
+            self._asked = False
+            self._begin()
+            self._pool.give_back(self)
+        else:
+            self.drop()
+
+    def drop(self) -> None:
+        """Cuts the connection; whoever reads hears of it at once."""
+        self._fail(Broken("the answer was dropped"))
+        if self._transport is not None:
+            self._transport.abort()
+
+    # --- waiting --------------------------------------------------------------------------------
+
+    def _take(self) -> bytes:
+        body = self._body
+        data = body.popleft() if len(body) == 1 else b"".join(body)
+        body.clear()
+        self._buffered = 0
+        if self._paused and self._transport is not None:
+            self._paused = False
+            self._transport.resume_reading()
+        return data
+
+    async def _more(self) -> None:
+        """Until something happened; raises once there is a failure and nothing left to read."""
+        if self._failure is None:
+            self._waiter = self._loop.create_future()
+            try:
+                await self._waiter
+            finally:
+                self._waiter = None
+        if self._failure is not None and not (self._body or self._complete or self._sink_error):
+            raise self._failure
+
+    def _wake(self) -> None:
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
+
+    def _fail(self, failure: Exception) -> None:
+        if self._failure is None:
+            self._failure = failure
+            self._wake()
+
+    def _look(self) -> None:
+        """The timer: still heard of lately, or lost."""
+        self._timer = None
+        if not self._asked or self._complete or self._failure is not None:
+            return
+        left_s = self._heard_at + self._silence_s - self._loop.time()
+        if self._paused or left_s > 0:  # a paused engine is silent because we do not read
+            self._timer = self._loop.call_later(max(left_s, self._silence_s / 2), self._look)
+            return
+        self._fail(Silent(f"silent for {self._silence_s:g} s"))
+        self.drop()
+
+    # --- asyncio.Protocol -----------------------------------------------------------------------
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast("asyncio.Transport", transport)  # uvloop's are no subclass of it
+
+    def data_received(self, data: bytes) -> None:
+        self._heard_at = self._loop.time()
+        if not self._asked or self._complete:
+            self._reusable = False  # bytes that belong to no answer: nothing after them is trusted
+            self.drop()
+            return
+        try:
+            self._parser.feed_data(data)
+        except (httptools.HttpParserError, httptools.HttpParserUpgrade) as error:
+            self._fail(Broken(f"not HTTP: {type(error).__name__}"))
+            self.drop()
+            return
+        if self._sink is not None and self._body:
+            self._pour(self._sink)
+        elif self._waiter is not None:
+            self._wake()
+        elif self._buffered > MAX_BUFFERED_BYTES and not self._paused:
+            assert self._transport is not None
+            self._paused = True
+            self._transport.pause_reading()
+
+    def _pour(self, sink: Sink) -> None:
+        try:
+            more = sink(self._take())
+        except Exception as error:  # noqa: BLE001 - raised where the sink was given
+            self._sink, self._sink_error = None, error
+            self._fail(Broken("its reader failed"))
+            return
+        if not more:
+            self._sink = None
+        if not more or self._complete:
+            self._wake()
+
+    def eof_received(self) -> None:
+        if self._has_head and not self._complete and self._until_close():
+            self._complete = True
+            self._wake()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._transport = None
+        if self._timer is not None:
+            self._timer.cancel()
+        self._pool.lost(self)
+        what = type(exc).__name__ if exc is not None else "closed by the engine"
+        self._fail(Broken(f"connection lost: {what}"))
+
+    def _until_close(self) -> bool:
+        return "content-length" not in self.headers and "transfer-encoding" not in self.headers
+
+    # --- llhttp ---------------------------------------------------------------------------------
+
+    def on_message_begin(self) -> None:
+        if self._complete:
+            self._reusable = False  # a second answer to one request
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        self._head_bytes += len(name) + len(value)
+        if self._head_bytes > MAX_HEAD_BYTES:
+            raise ValueError("the head of the answer is too long")
+        if not self._has_head:  # else a trailer
+            self.headers[name.decode("latin-1").lower()] = value.decode("latin-1")
+
+    def on_headers_complete(self) -> None:
+        status = self._parser.get_status_code()
+        if status < 200:
+            self.headers = {}
+            return
+        if not self._has_head:
+            self.status = status
+            self._has_head = True
+
+    def on_body(self, data: bytes) -> None:
+        if not self._complete:
+            self._body.append(data)
+            self._buffered += len(data)
+
+    def on_message_complete(self) -> None:
+        if self._has_head and not self._complete:
+            self._complete = True
+            self._reusable = self._parser.should_keep_alive()
+
+
+class Pool:
+    """Idle connections by origin; bounded in number, and in how long one may be idle."""
+
+    def __init__(self, *, limit: int, keepalive_s: float) -> None:
+        self._limit = limit
+        self._keepalive_s = keepalive_s
+        self._idle: dict[str, list[Answer]] = {}
+        self._all: set[Answer] = set()
+        self._sweep: asyncio.TimerHandle | None = None
+
+    async def request(
+        self,
+        method: str,
+        base_url: str,
+        path: str,
+        body: bytes = b"",
+        headers: str = "",
+        *,
+        connect_timeout_s: float,
+        silence_s: float,
+    ) -> Answer:
+        """An answer with its head read. `headers` are whole lines, each with its CRLF.
+
+        `NoConnection` before anything was sent, else `Broken`. The caller closes the answer.
+        """
+        answer = await self.connection(base_url, connect_timeout_s)
+        try:
+            await answer.send(head(method, base_url, path, headers, len(body)) + body, silence_s)
+        except BaseException:
+            answer.drop()
+            raise
+        return answer
+
+    async def connection(self, base_url: str, connect_timeout_s: float) -> Answer:
+        """An idle one, the latest used first; else a new one."""
+        if (answer := self.idle(base_url)) is not None:
+            return answer
+        if len(self._all) >= self._limit:
+            raise NoConnection(f"{self._limit} connections to engines are open already")
+        loop = asyncio.get_running_loop()
+        url = urlsplit(base_url)
+        if url.hostname is None or url.port is None:
+            raise NoConnection(f"{base_url}: not http://ADDRESS:PORT")
+        try:
+            async with asyncio.timeout(connect_timeout_s):
+                _, answer = await loop.create_connection(
+                    lambda: Answer(self, base_url), url.hostname, url.port
+                )
+        except TimeoutError as error:
+            raise NoConnection(f"{base_url}: no connection in {connect_timeout_s:g} s") from error
+        except OSError as error:
+            raise NoConnection(f"{base_url}: {error}") from error
+        self._all.add(answer)
+        return answer
+
+    def idle(self, base_url: str) -> Answer | None:
+        waiting = self._idle.get(base_url)
+        latest = asyncio.get_running_loop().time() - self._keepalive_s
+        while waiting:
+            answer = waiting.pop()
+            if answer.idle_since >= latest and answer in self._all:
+                return answer
+            answer.drop()
+        return None
+
+    def give_back(self, answer: Answer) -> None:
+        loop = asyncio.get_running_loop()
+        answer.idle_since = loop.time()
+        self._idle.setdefault(answer.origin, []).append(answer)
+        if self._sweep is None:
+            self._sweep = loop.call_later(SWEEP_S, self._close_old)
+
+    def lost(self, answer: Answer) -> None:
+        self._all.discard(answer)
+        waiting = self._idle.get(answer.origin)
+        if waiting is not None and answer in waiting:
+            waiting.remove(answer)
+            if not waiting:
+                del self._idle[answer.origin]
+
+    def _close_old(self) -> None:
+        loop = asyncio.get_running_loop()
+        self._sweep = None
+        latest = loop.time() - self._keepalive_s
+        for waiting in list(self._idle.values()):
+            for answer in [a for a in waiting if a.idle_since < latest]:
+                answer.drop()
+        if self._idle:
+            self._sweep = loop.call_later(SWEEP_S, self._close_old)
+
+    async def aclose(self) -> None:
+        """Cuts all connections."""
+        if self._sweep is not None:
+            self._sweep.cancel()
+        for answer in list(self._all):
+            answer.drop()
+
+
+def head(method: str, base_url: str, path: str, headers: str, length: int) -> bytes:
+    """The head of a request; `headers` are whole lines."""
+    host = base_url.partition("//")[2]
+    return (
+        f"{method} {path} HTTP/1.1\r\nHost: {host}\r\nAccept: */*\r\n{headers}"
+        f"Content-Length: {length}\r\n\r\n"
+    ).encode("latin-1")
