@@ -54,6 +54,7 @@ class Running:
     metrics_url: str
     context: Context
     server: Server
+    front: Listener
 
 
 @asynccontextmanager
@@ -97,7 +98,7 @@ async def running(
             return None if pods.synced else "pods are not listed yet"
 
         server = Server(context, keys, why_not_ready)
-        front = Listener(server.handle, settings)
+        front = Listener(server.handle, settings, server.refused_by_parser)
         background = [
             tasks.create_task(part, name=name)
             for name, part in (
@@ -109,9 +110,7 @@ async def running(
             )
         ]
         runner = web.ServerRunner(front, shutdown_timeout=1.0)
-        side = web.ServerRunner(
-            web.Server(server.handle_operational, access_log=None), shutdown_timeout=1.0
-        )
+        side = web.ServerRunner(Listener(server.handle_operational, settings), shutdown_timeout=1.0)
         await runner.setup()
         await side.setup()
         site = web.TCPSite(runner, settings.host, settings.port, backlog=BACKLOG)
@@ -119,7 +118,7 @@ async def running(
         try:
             await site.start()
             await side_site.start()
-            yield Running(_url(runner), _url(side), context, server)
+            yield Running(_url(runner), _url(side), context, server, front)
             server.stopping = True
             await site.stop()
             await server.drain(settings.drain_s)

@@ -35,6 +35,12 @@ class Code(Enum):
     INVALID_REQUEST = Row(
         400, "invalid_request_error", False, "The request is malformed; `param` names the field."
     )
+    MALFORMED_HTTP = Row(
+        400,
+        "invalid_request_error",
+        False,
+        "The message is not HTTP/1.1, or peers could read it differently; the connection is closed.",
+    )
     CONTEXT_LENGTH_EXCEEDED = Row(
         400, "invalid_request_error", False, "Prompt and max_tokens exceed the model's context."
     )

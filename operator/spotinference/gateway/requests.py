@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Callable
 
 import orjson
-from aiohttp import web
+from aiohttp import HttpVersion11, web
 
 from spotinference.api.kinds import Json
 from spotinference.core.chunks import Endpoint
@@ -30,6 +30,8 @@ async def read_body(request: web.BaseRequest, settings: GatewaySettings) -> byte
     body = bytearray()
     try:
         async with asyncio.timeout(settings.body_timeout_s):
+            if "Expect" in request.headers and request.version >= HttpVersion11:
+                await _invite(request)
             async for part in request.content.iter_any():
                 body += part
                 if len(body) > limit:
@@ -38,7 +40,18 @@ async def read_body(request: web.BaseRequest, settings: GatewaySettings) -> byte
         raise GatewayError(
             Code.BODY_TIMEOUT, f"The body was not complete after {settings.body_timeout_s:g} s."
         ) from error
+    except web.RequestPayloadError:
+        # Not as the cause: its text quotes the body.
+        raise GatewayError(
+            Code.MALFORMED_HTTP, "The body is not framed as its head says."
+        ) from None
     return bytes(body)
+
+
+async def _invite(request: web.BaseRequest) -> None:
+    """The client asked whether it may send its body (Expect: 100-continue); it has a good key."""
+    await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+    request.writer.output_size = 0  # nothing of the answer itself is out
 
 
 def _too_large(limit: int) -> GatewayError:

@@ -15,7 +15,7 @@ from spotinference.api.kinds import Json
 from spotinference.core import continuation, responses
 from spotinference.core.chunks import Endpoint
 from spotinference.core.continuation import Prepared
-from spotinference.gateway import errors, exchange, metrics, relay, requests
+from spotinference.gateway import errors, exchange, listener, metrics, relay, requests
 from spotinference.gateway.catalogue import Tier
 from spotinference.gateway.context import Context
 from spotinference.gateway.errors import Code, GatewayError
@@ -100,13 +100,15 @@ class Server:
                 await asyncio.wait(late, timeout=3)
 
     async def _dispatch(self, http: web.BaseRequest) -> web.StreamResponse:
+        listener.check(http)
         handler = self._routes.get((http.method, _path(http)))
         if handler is None:
             raise GatewayError(Code.NOT_FOUND, "No such path and method.")
-        if any("_" in name for name in http.headers):
-            # WSGI-like peers read X_Y as X-Y: two readings of one header, so neither.
-            raise GatewayError(Code.INVALID_REQUEST, "Header names with underscores are not taken.")
         return await handler(http)
+
+    def refused_by_parser(self, error: GatewayError) -> None:
+        """Counts what never became a request."""
+        self._context.metrics.requests.labels(metrics.OTHER, error.code.wire).inc()
 
     def _refused(self, http: web.BaseRequest, error: GatewayError) -> web.Response:
         self._context.metrics.requests.labels(
@@ -117,7 +119,7 @@ class Server:
             status=error.status,
             headers={**error.headers(), "x-request-id": http[REQUEST_ID]},
         )
-        if error.status in {408, 413} or self.stopping:
+        if error.status in {408, 413} or error.code is Code.MALFORMED_HTTP or self.stopping:
             response.force_close()
         return response
 
