@@ -261,7 +261,10 @@ async def test_a_released_request_whose_replica_is_dead_returns_to_its_place() -
             port = dead.port
             await dead.stop()
             b.kube.put(POD, b.pod("demo-0", "demo", port))
-            await eventually(lambda: b.gateway.context.metrics.ejections._value.get() == 1, 5)
+            await eventually(
+                lambda: b.gateway.context.metrics.ejections.labels("connection")._value.get() == 1,
+                5,
+            )
             second = asyncio.create_task(http.post(CHAT, json=chat("second", stream=False)))
             await eventually(lambda: b.parked() == 2, 5)
             engine = await b.replica(name="demo-1")

@@ -283,12 +283,12 @@ class Bench:
             if replica.name != engine.pod
         ]
         for replica in others:
-            replica.outstanding += 1000
+            replica.outstanding += 10**9
         try:
             yield
         finally:
             for replica in others:
-                replica.outstanding -= 1000
+                replica.outstanding -= 10**9
 
     def parked(self, tier: str = "demo") -> int:
         return self.gateway.context.parking.parked(TierRef(NAMESPACE, tier))

@@ -63,6 +63,8 @@ class Answer(asyncio.Protocol):
 
     def _begin(self) -> None:
         self.status = 0
+        self.reads = 0
+        """pieces that came of it"""
         self.headers: dict[str, str] = {}
         """names in lower case; of repeated ones the last"""
         self._head_bytes = 0
@@ -90,6 +92,11 @@ class Answer(asyncio.Protocol):
     def ended(self) -> bool:
         """The whole body was read."""
         return self._complete and not self._body
+
+    @property
+    def paused(self) -> bool:
+        """More came than was read: the engine has to wait for us."""
+        return self._paused
 
     def expect_within(self, silence_s: float) -> None:
         """From now on, silence this long means that the engine is lost."""
@@ -202,6 +209,7 @@ class Answer(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         self._heard_at = self._loop.time()
+        self.reads += 1
         if not self._asked or self._complete:
             self._reusable = False  # bytes that belong to no answer: nothing after them is trusted
             self.drop()

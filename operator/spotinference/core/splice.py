@@ -28,6 +28,12 @@ class EngineFailed(Exception):
         super().__init__(str(error.get("message") or "the engine aborted the answer")[:500])
         self.error = error
 
+    @property
+    def client_error(self) -> bool:
+        """It says that the request was wrong."""
+        code = self.error.get("code")
+        return isinstance(code, int) and 400 <= code < 500
+
 
 class Repetition:
     """What of one choice must come again, and how much of it has."""

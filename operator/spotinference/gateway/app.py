@@ -34,6 +34,7 @@ from spotinference.gateway.metrics import Metrics
 from spotinference.gateway.parking import Parking
 from spotinference.gateway.replicas import Replicas
 from spotinference.gateway.server import Server
+from spotinference.gateway.vitals import Vitals
 
 log = structlog.get_logger(__name__)
 
@@ -69,6 +70,7 @@ async def running(
     clock = clock or SystemClock()
     metrics = Metrics()
     catalogue = Catalogue()
+    vitals = Vitals(settings)
     replicas = Replicas()
     tiers = Reflector(kube, TIER, on_change=catalogue.changed)
     pods = Reflector(kube, POD, label_selector=ENGINE_SELECTOR, on_change=replicas.changed)
@@ -83,14 +85,14 @@ async def running(
     parking = Parking(settings, demand.count_changed)
     demand.bind(parking)
     replicas.on_routable = parking.release
-    catalogue.on_change = _ends_waits(parking)
+    catalogue.on_change = _ends_waits(parking, vitals)
     pool = Pool(limit=settings.engine_connections, keepalive_s=ENGINE_KEEPALIVE_S)
     async with (
         contextlib.aclosing(pool),
         asyncio.TaskGroup() as tasks,
     ):
-        engines = Engines(pool, replicas, settings, metrics, tasks.create_task)
-        context = Context(settings, clock, catalogue, replicas, parking, engines, metrics)
+        engines = Engines(pool, replicas, settings, metrics, vitals, tasks.create_task)
+        context = Context(settings, clock, catalogue, replicas, parking, engines, metrics, vitals)
 
         def why_not_ready() -> str | None:
             if not tiers.synced:
@@ -107,6 +109,7 @@ async def running(
                 ("keys", keys.follow(settings.keys_poll_s)),
                 ("sweep", front.sweep()),
                 ("warm", _keep_warm(kube)),
+                ("deadlines", engines.watch()),
             )
         ]
         runner = web.ServerRunner(front, shutdown_timeout=1.0)
@@ -131,12 +134,13 @@ async def running(
             engines.close()
 
 
-def _ends_waits(parking: Parking) -> Callable[[TierRef, Tier | None], None]:
+def _ends_waits(parking: Parking, vitals: Vitals) -> Callable[[TierRef, Tier | None], None]:
     """Requests that wait for a tier that was deleted or paused are told so at once."""
     last: dict[TierRef, Tier] = {}
 
     def changed(ref: TierRef, tier: Tier | None) -> None:
         if tier is None:
+            vitals.forget(ref)
             gone = last.pop(ref, None)
             if gone is not None:
                 parking.fail(ref, lambda: gateway_errors.tier_deleted(gone.names[0]))

@@ -58,9 +58,19 @@ class GatewaySettings(BaseSettings):
     # --- engines --------------------------------------------------------------------------------
     connect_timeout_s: float = 2.0
     first_byte_timeout_s: float = 600.0
-    """Queue and prefill of a long prompt."""
+    """Queue and prefill of a long prompt, while the tier's speed is not known, and at most."""
+    first_byte_floor_s: float = 120.0
+    """However fast the tier is: a burst may fill its queue before the first answer says so."""
     next_byte_timeout_s: float = 60.0
-    """Between two chunks: a replica this silent is lost."""
+    """Between two chunks, while the tier's speed is not known, and at most."""
+    next_byte_floor_s: float = 20.0
+    """A batch that prefills or preempts pauses for seconds; a replica silent longer is lost."""
+    deadline_check_s: float = 0.5
+    """Deadlines of answers are kept to this; cheaper than a timer for each."""
+    answer_timeout_s: float = 3600.0
+    """A whole answer without a max_tokens, or of a tier whose speed is not known; at most."""
+    answer_floor_s: float = 600.0
+    """However short the answer: the OpenAI SDK gives up after as long."""
     max_answer_bytes: int = 64 * 1024 * 1024
     """A non-streamed answer is held until it is whole."""
     max_losses: int = 5
@@ -68,8 +78,16 @@ class GatewaySettings(BaseSettings):
     max_attempts: int = 30
     """Attempts of one request in all, refused connections and busy replicas included."""
     eject_s: float = 0.5
-    """First pause of a replica whose connection failed; doubles up to the maximum."""
+    """First pause of a replica that failed; doubles, with jitter, up to the maximum."""
     eject_max_s: float = 10.0
+    retry_share: float = Field(default=0.2, ge=0, le=1)
+    """Second tries after a sick answer (5xx, rubbish, silence) per request of a tier: a tier that
+    fails every request gets a fifth more of them, not six times as many. A replica that is gone
+    costs nothing of this, nor does an answer that is carried on."""
+    retries_per_s: float = Field(default=10.0, ge=0)
+    """Earned besides, so that a tier with few requests may retry at all."""
+    retry_reserve_s: float = Field(default=10.0, ge=0)
+    """So many seconds' worth may be saved up."""
     engine_connections: int = 10_000
 
     # --- demand ---------------------------------------------------------------------------------

@@ -11,6 +11,7 @@ from spotinference.gateway.engines import Engines
 from spotinference.gateway.metrics import Metrics
 from spotinference.gateway.parking import Parking
 from spotinference.gateway.replicas import Replicas
+from spotinference.gateway.vitals import Vitals
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,3 +23,4 @@ class Context:
     parking: Parking
     engines: Engines
     metrics: Metrics
+    vitals: Vitals

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import random
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
 
@@ -11,10 +12,17 @@ import orjson
 import structlog
 
 from spotinference.api.kinds import Json
+from spotinference.clients import engine_http
 from spotinference.clients.engine_http import Answer, Broken, NoConnection, Pool, head
+from spotinference.core import ejection
+from spotinference.core.routing import Work
+from spotinference.core.splice import EngineFailed
+from spotinference.core.stream import EventTooLong
+from spotinference.gateway.attempt import Attempt
 from spotinference.gateway.config import GatewaySettings
 from spotinference.gateway.metrics import Metrics
 from spotinference.gateway.replicas import Replica, Replicas
+from spotinference.gateway.vitals import Vitals
 
 log = structlog.get_logger(__name__)
 
@@ -44,6 +52,10 @@ class Lost(Exception):
     """The connection broke, fell silent or ended before the answer did."""
 
 
+class Silent(Lost):
+    """A deadline of ours passed: nothing says that the replica is gone, only that it is slow."""
+
+
 class Failed(Exception):
     """The engine answered with a server error, or not in its protocol."""
 
@@ -64,13 +76,16 @@ class Engines:
         replicas: Replicas,
         settings: GatewaySettings,
         metrics: Metrics,
+        vitals: Vitals,
         spawn: Spawn,
     ) -> None:
         self._pool = pool
         self._replicas = replicas
         self._settings = settings
         self._metrics = metrics
+        self._vitals = vitals
         self._spawn = spawn
+        self._open: set[Attempt] = set()
         self._closed = asyncio.Event()
 
     def close(self) -> None:
@@ -78,17 +93,49 @@ class Engines:
         self._closed.set()
 
     def answer(
-        self, replica: Replica, path: str, body: bytes, *, request_id: str, stream: bool
+        self, replica: Replica, path: str, body: bytes, *, request_id: str, stream: bool, work: Work
     ) -> _Opened:
         """A context: the engine's 200, its body unread; while it is open the replica counts it.
 
-        When the replica leaves the cluster, reading fails at once.
+        When the replica leaves the cluster, or a deadline passes, reading fails at once.
         """
-        return _Opened(self, replica, path, body, request_id, stream=stream)
+        return _Opened(self, replica, path, body, request_id, stream=stream, work=work)
 
-    async def post(self, replica: Replica, path: str, body: bytes, request_id: str) -> Answer:
+    def begin(self, replica: Replica, work: Work, *, stream: bool) -> Attempt:
+        attempt = Attempt(replica, work, self._vitals, stream=stream)
+        self._open.add(attempt)
+        return attempt
+
+    def end(self, attempt: Attempt, error: BaseException | None) -> Silent | None:
+        """Closes the attempt and judges its replica by it.
+
+        Returns what the error really was when a deadline of ours caused it.
+        """
+        self._open.discard(attempt)
+        attempt.close(whole=error is None)
+        if not isinstance(error, _BLAMED):
+            return None
+        self._strike(attempt.replica, error)
+        which = attempt.expired
+        if which is None and isinstance(error.__cause__, engine_http.Silent):
+            which = "next"
+        if which is None:
+            return None
+        self._metrics.deadlines.labels(attempt.replica.tier.name, which).inc()
+        return Silent(f"{attempt.replica.name}: past the deadline ({which})")
+
+    async def watch(self) -> None:
+        """Drops answers that are past their deadlines; runs until cancelled."""
+        now = asyncio.get_running_loop().time
+        while True:
+            await asyncio.sleep(self._settings.deadline_check_s)
+            at = now()
+            for attempt in [a for a in self._open if a.due_at <= at]:
+                attempt.look(at)
+
+    async def post(self, attempt: Attempt, path: str, body: bytes, request_id: str) -> Answer:
         """Any answer, its head read; how that fails is one of this module's exceptions."""
-        settings = self._settings
+        settings, replica = self._settings, attempt.replica
         try:
             answer = self._pool.idle(replica.base_url)
             if answer is None:
@@ -102,14 +149,13 @@ class Engines:
             raise Lost(f"{replica.name}: it left the cluster") from error
         headers = f"Content-Type: application/json\r\nX-Request-Id: {request_id}\r\n"
         request = head("POST", replica.base_url, path, headers, len(body)) + body
-        replica.on_gone.add(answer.drop)
+        attempt.answered_by(answer)
         try:
-            await answer.send(request, settings.first_byte_timeout_s)
+            await answer.send(request, settings.answer_timeout_s)
         except Broken as error:
             raise Lost(f"{replica.name}: {error}") from error
         finally:
             if not answer.status:
-                replica.on_gone.discard(answer.drop)
                 answer.drop()
         return answer
 
@@ -156,16 +202,36 @@ class Engines:
         finally:
             answer.close()
 
-    def eject(self, replica: Replica, *, pause_s: float | None = None) -> None:
-        """Takes a replica that cannot be reached out of routing and probes it back."""
+    def _strike(self, replica: Replica, error: BaseException) -> None:
+        """Failures in a row take a replica out, unless too many of its tier are out already."""
+        if isinstance(error, Unreachable) or not replica.routable:
+            return  # ejected for that alone, or on its way out
+        if isinstance(error, EngineFailed) and error.client_error:
+            return
+        replica.strikes += 1
+        if ejection.opens(replica.strikes, *self._replicas.ready_and_ejected(replica.tier)):
+            self.eject(replica, reason="answers")
+
+    def eject(
+        self, replica: Replica, *, reason: str = "connection", pause_s: float | None = None
+    ) -> None:
+        """Takes a replica out of routing and probes it back."""
         if not self._replicas.eject(replica):
             return
-        self._metrics.ejections.inc()
+        self._metrics.ejections.labels(reason).inc()
+        if pause_s is None:
+            pause_s = self._pause(replica)
+        log.warning(
+            "replica.ejected", tier=str(replica.tier), pod=replica.name, reason=reason,
+            for_s=round(pause_s, 2),
+        )  # fmt: skip
+        self._spawn(self._probe_back(replica, pause_s))
+
+    def _pause(self, replica: Replica) -> float:
         settings = self._settings
-        pause = settings.eject_s * 2 ** (replica.failures - 1) if pause_s is None else pause_s
-        pause = min(pause, settings.eject_max_s)
-        log.warning("replica.ejected", tier=str(replica.tier), pod=replica.name, for_s=pause)
-        self._spawn(self._probe_back(replica, pause))
+        return ejection.pause_s(
+            replica.ejections, settings.eject_s, settings.eject_max_s, random.random()
+        )
 
     async def _probe_back(self, replica: Replica, pause_s: float) -> None:
         while True:
@@ -177,10 +243,10 @@ class Engines:
             if not replica.ejected or replica not in self._replicas.of(replica.tier):
                 return
             if await self._healthy(replica):
-                replica.failures = 0
                 self._replicas.readmit(replica)
                 return
-            pause_s = min(pause_s * 2, self._settings.eject_max_s)
+            replica.ejections += 1
+            pause_s = self._pause(replica)
 
     async def _healthy(self, replica: Replica) -> bool:
         try:
@@ -191,10 +257,14 @@ class Engines:
             return False
 
 
+_BLAMED = (Lost, Failed, EngineFailed, EventTooLong)
+"""What a replica is judged by. Not `Unreachable`: that ejects by itself."""
+
+
 class _Opened:
     """The context that `Engines.answer` gives; a class, because it is entered for each request."""
 
-    __slots__ = ("_answer", "_engines", "_given", "_replica", "_stream")
+    __slots__ = ("_attempt", "_engines", "_given", "_replica", "_stream", "_work")
 
     def __init__(
         self,
@@ -205,32 +275,37 @@ class _Opened:
         request_id: str,
         *,
         stream: bool,
+        work: Work,
     ) -> None:
         self._engines = engines
         self._replica = replica
         self._given = (path, body, request_id)
         self._stream = stream
-        self._answer: Answer | None = None
+        self._work = work
 
-    async def __aenter__(self) -> Answer:
-        self._replica.outstanding += 1
+    async def __aenter__(self) -> Attempt:
+        engines = self._engines
+        attempt = engines.begin(self._replica, self._work, stream=self._stream)
+        self._attempt = attempt
         try:
-            answer = self._answer = await self._engines.post(self._replica, *self._given)
-            await self._engines.check(answer, stream=self._stream)
-        except BaseException:
-            self._close()
+            answer = await engines.post(attempt, *self._given)
+            await engines.check(answer, stream=self._stream)
+        except BaseException as error:
+            self._close(error)
             raise
-        return answer
+        return attempt
 
-    async def __aexit__(self, *_: object) -> None:
-        self._close()
+    async def __aexit__(self, _: object, error: BaseException | None, __: object) -> None:
+        self._close(error)
 
-    def _close(self) -> None:
+    def _close(self, error: BaseException | None) -> None:
         """An answer that was not read to its end is aborted, so that the engine stops."""
-        self._replica.outstanding -= 1
-        if self._answer is not None:
-            self._replica.on_gone.discard(self._answer.drop)
-            self._answer.close()
+        attempt = self._attempt
+        silent = self._engines.end(attempt, error)
+        if attempt.answer is not None:
+            attempt.answer.close()
+        if silent is not None:
+            raise silent from error
 
 
 @asynccontextmanager

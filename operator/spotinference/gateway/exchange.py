@@ -16,13 +16,14 @@ from aiohttp import web
 from spotinference.api.keys import ApiKey
 from spotinference.api.kinds import Json
 from spotinference.clients.engine_http import Answer, Broken
-from spotinference.core import chunks, continuation
+from spotinference.core import chunks, continuation, routing
 from spotinference.core.account import Account
 from spotinference.core.continuation import Class, Ending, Next, Prepared, Refusal
 from spotinference.core.delivered import Delivered
 from spotinference.core.splice import Diverged, EngineFailed, Splice
 from spotinference.core.stream import EventTooLong, Framer, events
 from spotinference.gateway import engines, errors
+from spotinference.gateway.attempt import Attempt
 from spotinference.gateway.catalogue import Tier
 from spotinference.gateway.context import Context
 from spotinference.gateway.engines import (
@@ -70,7 +71,10 @@ class Exchange:
             context, tier, prepared, self._delivered, self._reply, ticket, key=key
         )
         self._lost_at: float | None = None
-        self._search = Search(context, self._waiting)
+        work = routing.work_of(prepared.body, http.headers.get(SESSION_HEADER))
+        self._search = Search(context, self._waiting, work)
+        self._open: Attempt | None = None
+        """the attempt that is being read"""
         self._attempts = 0
         self._refusals = 0
         """of these attempts, those that a full queue turned away"""
@@ -149,20 +153,24 @@ class Exchange:
         limit = self._context.settings.max_answer_bytes
         answer = bytearray()
         async with self._context.engines.answer(
-            replica, self._prepared.endpoint, body, request_id=self._attempt_id(), stream=False
-        ) as response:
+            replica, self._prepared.endpoint, body, request_id=self._attempt_id(), stream=False,
+            work=self._search.work,
+        ) as attempt:  # fmt: skip
+            response = self._opened(attempt)
             try:
                 async for part in response.parts():
+                    self._expect_more()
                     answer += part
                     if len(answer) > limit:
                         raise Failed(f"an answer of more than {limit} bytes")
             except Broken as error:
                 raise Lost(f"{replica.name}: {type(error).__name__}: {error}") from error
-        decoded = chunks.decode(bytes(answer))  # a cut answer may look like a whole one to HTTP
-        if decoded is None:
-            raise Lost(f"{replica.name}: the answer is not whole")
-        if any(c.get("finish_reason") in {"abort", "error"} for c in decoded.get("choices") or ()):
-            raise Lost(f"{replica.name}: the engine aborted the answer")
+            # A cut answer may look like a whole one to HTTP.
+            if (decoded := chunks.decode(bytes(answer))) is None:
+                raise Lost(f"{replica.name}: the answer is not whole")
+            choices = decoded.get("choices") or ()
+            if any(c.get("finish_reason") in {"abort", "error"} for c in choices):
+                raise Lost(f"{replica.name}: the engine aborted the answer")
         if isinstance(usage := decoded.get("usage"), dict):
             self.account.use(usage)
         return bytes(answer)
@@ -232,8 +240,10 @@ class Exchange:
                 body = continuation.with_max_tokens(request, limit)
         path = request.path if request is not None else self._prepared.endpoint.value
         async with self._context.engines.answer(
-            replica, path, orjson.dumps(body), request_id=self._attempt_id(), stream=True
-        ) as response:
+            replica, path, orjson.dumps(body), request_id=self._attempt_id(), stream=True,
+            work=self._search.work,
+        ) as attempt:  # fmt: skip
+            response = self._opened(attempt)
             try:
                 if request is None and self._waiting.who is None:
                     await self._relay(replica, response)
@@ -248,7 +258,7 @@ class Exchange:
         first = True
         async for data in response.parts():
             if first:
-                self._expect_more(response)
+                self._expect_more()
             whole = framer.feed(data)
             if not whole:
                 continue
@@ -325,7 +335,7 @@ class Exchange:
         beat_at = time.monotonic() + heartbeat_s
         async for data in response.parts():
             if first:
-                self._expect_more(response)
+                self._expect_more()
             for event in events(framer.feed(data)):
                 if event.data is None:
                     continue
@@ -345,9 +355,15 @@ class Exchange:
                     return
         raise Lost(f"{replica.name}: the stream ended without [DONE]")
 
-    def _expect_more(self, response: Answer) -> None:
+    def _opened(self, attempt: Attempt) -> Answer:
+        self._open = attempt
+        assert attempt.answer is not None
+        return attempt.answer
+
+    def _expect_more(self) -> None:
         """The engine has begun to speak: from now on silence means that it is lost."""
-        response.expect_within(self._context.settings.next_byte_timeout_s)
+        if self._open is not None:
+            self._open.first_byte()
 
     async def _began(self, replica: Replica) -> None:
         """The first new bytes of an attempt are about to go to the client."""
@@ -401,7 +417,7 @@ class Exchange:
                 self._context.engines.eject(replica, pause_s=self._context.settings.eject_max_s)
             case Refused():
                 raise self._refused(failure) from failure
-            case EngineFailed() if _client_error(failure):
+            case EngineFailed(client_error=True):
                 message, param = engines.error_message(orjson.dumps({"error": failure.error}))
                 raise GatewayError(Code.ENGINE_REFUSED, message, param=param) from failure
             case _:
@@ -409,7 +425,7 @@ class Exchange:
 
     async def _lost(self, replica: Replica, failure: Exception) -> None:
         self._losses += 1
-        self._search.failed(replica)
+        self._search.failed(replica, failure)
         if self._waiting.since is None:  # bytes had been delivered: a new wait begins
             self._waiting.since = self._lost_at = time.monotonic()
             self._context.metrics.interruptions.labels(self._waiting.tier.ref.name).inc()
@@ -438,6 +454,8 @@ class Exchange:
         return GatewayError(Code.ENGINE_REFUSED, message, param=param, status=failure.status)
 
 
+SESSION_HEADER = "x-session-id"
+"""A client's own name for what belongs together: goes to one replica while that has room."""
 KEEP_ALIVE = b": keep-alive\n\n"
 STOPPING = "the gateway is stopping"
 FAILURES = (Unreachable, Busy, Draining, Lost, Failed, Refused, EngineFailed, EventTooLong)
@@ -453,8 +471,3 @@ def _failure_in(chunk: Json | None) -> EngineFailed | None:
     if any(choice.get("finish_reason") in {"abort", "error"} for choice in choices):
         return EngineFailed({})
     return None
-
-
-def _client_error(failure: EngineFailed) -> bool:
-    code = failure.error.get("code")
-    return isinstance(code, int) and 400 <= code < 500

@@ -59,7 +59,16 @@ class Metrics:
         self.replayed_prompt_tokens = counter(
             "replayed_prompt_tokens", "Prompt tokens processed again after a loss.", "tier"
         )
-        self.ejections = counter("ejections", "Replicas taken out after a failed connection.")
+        self.ejections = counter(
+            "ejections", "Replicas taken out of routing, by what they failed at.", "reason"
+        )
+        self.deadlines = counter(
+            "deadlines", "Attempts that ran into a deadline: first, next or total.", "tier", "which"
+        )
+        self.retries = counter(
+            "retries", "Second tries after a sick answer: sent, or refused by the budget.",
+            "tier", "outcome",
+        )  # fmt: skip
         self.demand_writes = counter("demand_writes", "Writes of demand Leases.", "verb", "result")
         self.bugs = counter("bugs", "Requests that failed by a mistake of the gateway.")
 

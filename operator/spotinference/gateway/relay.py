@@ -68,20 +68,23 @@ class Relay(Exchange):
         limit = self._context.settings.max_answer_bytes
         answer = bytearray()
         async with self._context.engines.answer(
-            replica, self._prepared.endpoint, body, request_id=self._attempt_id(), stream=False
-        ) as response:
+            replica, self._prepared.endpoint, body, request_id=self._attempt_id(), stream=False,
+            work=self._search.work,
+        ) as attempt:  # fmt: skip
+            response = self._opened(attempt)
             try:
                 async for part in response.parts():
+                    self._expect_more()
                     answer += part
                     if len(answer) > limit:
                         raise Failed(f"an answer of more than {limit} bytes")
             except Broken as error:
                 raise Lost(f"{replica.name}: {type(error).__name__}: {error}") from error
-        decoded = chunks.decode(bytes(answer))  # a cut answer may look like a whole one to HTTP
-        if decoded is None:
-            raise Lost(f"{replica.name}: the answer is not whole")
-        if decoded.get("status") in {"failed", "cancelled", "in_progress"}:
-            raise Lost(f"{replica.name}: the engine gave the answer up")
+            # A cut answer may look like a whole one to HTTP.
+            if (decoded := chunks.decode(bytes(answer))) is None:
+                raise Lost(f"{replica.name}: the answer is not whole")
+            if decoded.get("status") in {"failed", "cancelled", "in_progress"}:
+                raise Lost(f"{replica.name}: the engine gave the answer up")
         if isinstance(usage := decoded.get("usage"), dict):
             self.account.use(usage)
         return bytes(answer)
@@ -160,11 +163,13 @@ class ResponsesRelay(Relay):
             orjson.dumps(self._prepared.body),
             request_id=self._attempt_id(),
             stream=True,
-        ) as response:
+            work=self._search.work,
+        ) as attempt:
+            response = self._opened(attempt)
             try:
                 async for data in response.parts():
                     if first:
-                        self._expect_more(response)
+                        self._expect_more()
                     out, failure = self._events(framer.feed(data))
                     if out:
                         if first:

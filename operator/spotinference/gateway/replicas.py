@@ -6,7 +6,6 @@ drops the answers it was giving at once, even if its connections still look aliv
 
 from __future__ import annotations
 
-import random
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 
@@ -14,7 +13,10 @@ import structlog
 
 from spotinference.api import names
 from spotinference.api.kinds import Json
+from spotinference.core import routing
+from spotinference.core.ejection import STRIKES
 from spotinference.core.observed import TierRef
+from spotinference.core.routing import Work
 
 log = structlog.get_logger(__name__)
 
@@ -31,14 +33,29 @@ class Replica:
     """what it serves (its first argument names the commit): answers continue only on equals"""
     ready: bool = False
     ejected: bool = False
-    failures: int = 0
+    ejections: int = 0
+    """in a row, without an answer between"""
+    strikes: int = 0
+    """failures in a row"""
     outstanding: int = 0
+    """tokens of the answers it is giving: prompts not yet prefilled, and answers expected"""
+    running: int = 0
+    """answers it is giving"""
+    seed: int = field(init=False)
+    """its place in the order of every affinity"""
     on_gone: set[Callable[[], None]] = field(default_factory=set)
     """drops of the answers it is giving"""
+
+    def __post_init__(self) -> None:
+        self.seed = routing.seed(self.uid)
 
     @property
     def routable(self) -> bool:
         return self.ready and not self.ejected
+
+    def answered(self) -> None:
+        """It gave a whole answer: what it did before is forgiven."""
+        self.strikes = self.ejections = 0
 
 
 class Replicas:
@@ -99,31 +116,48 @@ class Replicas:
         return self._by_tier.get(ref, {}).values()
 
     def pick(
-        self, ref: TierRef, *, avoid: Collection[str] = (), fingerprint: str | None = None
+        self,
+        ref: TierRef,
+        work: Work,
+        *,
+        avoid: Collection[str] = (),
+        fingerprint: str | None = None,
     ) -> Replica | None:
-        """The routable replica with the least outstanding work; equals by lot."""
-        best: list[Replica] = []
-        for replica in self.of(ref):
-            if not replica.routable or replica.uid in avoid:
-                continue
-            if fingerprint is not None and replica.fingerprint != fingerprint:
-                continue
-            if not best or replica.outstanding < best[0].outstanding:
-                best = [replica]
-            elif replica.outstanding == best[0].outstanding:
-                best.append(replica)
-        return random.choice(best) if best else None
+        """The routable replica that should do this work; None when there is none."""
+        able = [
+            replica
+            for replica in self.of(ref)
+            if replica.routable
+            and replica.uid not in avoid
+            and (fingerprint is None or replica.fingerprint == fingerprint)
+        ]
+        if len(able) < 2:
+            return able[0] if able else None
+        index = routing.choose(
+            [replica.outstanding for replica in able],
+            [replica.seed for replica in able],
+            key=work.key,
+            sticky=work.sticky,
+        )
+        return able[index]
 
     def eject(self, replica: Replica) -> bool:
         """Takes it out of routing; False when it is out already."""
         if replica.ejected:
             return False
         replica.ejected = True
-        replica.failures += 1
+        replica.ejections += 1
         return True
 
+    def ready_and_ejected(self, ref: TierRef) -> tuple[int, int]:
+        """How many the cluster calls ready, and how many of these are out."""
+        ready = [replica for replica in self.of(ref) if replica.ready]
+        return len(ready), sum(replica.ejected for replica in ready)
+
     def readmit(self, replica: Replica) -> None:
+        """On probation: its next failure takes it out again."""
         replica.ejected = False
+        replica.strikes = STRIKES - 1
         if replica.routable:
             self._routable(replica)
 
