@@ -18,12 +18,14 @@ $(ENVIRONMENT): requirements/dev.txt requirements/uv.txt pyproject.toml tools/en
 	@sh tools/environment.sh
 	@touch $@
 
-.PHONY: env assets vllm tools
+.PHONY: env assets vllm tools proxies
 env: $(ENVIRONMENT) ## create .venv from the locked requirements
 assets: env ## find, fetch or build the control plane (once per machine)
 	@$(SPOT) dev assets >/dev/null
 tools: env
 	@$(SPOT) dev tools >/dev/null
+proxies: env
+	@$(PY) -m tests.support.debian >/dev/null
 vllm: env ## install the real vLLM for the CPU (once per machine)
 	@$(SPOT) dev engine install
 
@@ -32,7 +34,7 @@ demo: assets vllm ## the story: a stream that survives its GPU (real vLLM, about
 	@$(SPOT) demo
 
 .PHONY: test
-test: assets tools vllm ## every layer of the tests; nothing is skipped
+test: assets tools proxies vllm ## every layer of the tests; nothing is skipped
 	@$(PYTEST) --all-layers
 
 .PHONY: check
@@ -48,7 +50,7 @@ unit: env ## unit and property tests: seconds, no processes
 	@$(PYTEST) tests/unit tests/properties
 golden: env ## manifests compared with the golden files
 	@$(PYTEST) tests/golden
-gateway: env ## the gateway against the small engine
+gateway: proxies ## the gateway against the small engine
 	@$(PYTEST) tests/gateway
 chart: assets tools ## the Helm chart and the Argo CD examples
 	@$(PYTEST) tests/chart
@@ -69,7 +71,7 @@ lock: env ## resolve the requirements anew (hashes, no index addresses)
 	@for p in vllm-router sglang-router litellm; do UV_CUSTOM_COMPILE_COMMAND="make lock" .venv/bin/uv pip compile --quiet --upgrade $(PEERS)/$$p.in -o $(PEERS)/$$p.txt || exit 1; done
 bench: assets ## measure wakes, crowds, reclaims, idle writes (about 15 minutes)
 	@for b in $(BENCHMARKS); do echo "== benchmarks.$$b"; $(PY) -m benchmarks.$$b || exit 1; done
-bench-gateway: env ## the gateway beside nginx and other routers (about 25 minutes; needs a C compiler)
+bench-gateway: proxies ## the gateway beside nginx and other routers (about 25 minutes; needs a C compiler)
 	@$(PY) -m benchmarks.gateway
 wheel: env ## build the wheel into dist/
 	@.venv/bin/uv build --quiet --wheel --no-build-isolation --python .venv/bin/python

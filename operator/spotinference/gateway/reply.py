@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import socket
+import struct
 from collections.abc import Awaitable, Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import aiohttp
-from aiohttp import web
+from aiohttp import HttpVersion11, web
 
 from spotinference.gateway.config import GatewaySettings
 from spotinference.gateway.errors import GatewayError
@@ -108,8 +110,21 @@ class Reply:
             pass  # the client is gone or takes nothing: the cut below says it all
         finally:
             if transport is not None:
+                if self._http.version < HttpVersion11:
+                    _reset_on_close(transport)
                 transport.abort()
         return self._response
+
+
+def _reset_on_close(transport: asyncio.Transport) -> None:
+    """An HTTP/1.0 body ends where the connection does: only a reset tells a cut from an end.
+
+    nginx asks in HTTP/1.0 unless it is told `proxy_http_version 1.1`.
+    """
+    sock = transport.get_extra_info("socket")
+    if sock is not None:
+        with suppress(OSError):
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
 
 
 @contextmanager
