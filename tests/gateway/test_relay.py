@@ -9,9 +9,10 @@ import pytest
 from spotinference.api.kinds import Json
 from spotinference.devcluster.simengine.faults import Fault
 from tests.support.eventually import eventually
-from tests.support.gateway import bench
+from tests.support.gateway import CHAT, bench, chat
 
 TOKENIZE = "/tokenize"
+EMBEDDINGS = "/v1/embeddings"
 TEXT: Json = {"model": "demo", "prompt": "once upon a time"}
 
 
@@ -77,3 +78,51 @@ async def test_before_the_first_byte_another_replica_is_asked(fault: Fault) -> N
         with b.preferring(first):
             async with b.http() as http, http.post(TOKENIZE, json=TEXT) as response:
                 assert response.status == 200
+
+
+async def test_embeddings_scores_and_ranks_come_from_engines_that_have_them() -> None:
+    async with bench() as b:
+        await b.tier("demo")
+        await b.replica(pooling=True)
+        words = ["the sea and the sky", "a red apple"]
+        async with b.http() as http:
+            async with http.post(EMBEDDINGS, json={"model": "demo", "input": words}) as response:
+                assert [len(d["embedding"]) for d in (await response.json())["data"]] == [64, 64]
+            asked = {"model": "demo", "query": "an apple", "documents": words, "extra": 1}
+            async with http.post("/v1/rerank", json=asked) as response:
+                assert [r["index"] for r in (await response.json())["results"]] == [1, 0]
+            asked = {"model": "demo", "text_1": words[0], "text_2": words}
+            async with http.post("/v1/score", json=asked) as response:
+                scores = [d["score"] for d in (await response.json())["data"]]
+                assert scores[0] == pytest.approx(1)
+                assert scores[1] < 1
+                assert response.headers["x-request-id"]
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        (EMBEDDINGS, {"input": "x"}),
+        ("/v1/rerank", {"query": "x", "documents": ["y"]}),
+        ("/v1/score", {"text_1": "x", "text_2": "y"}),
+    ],
+)
+async def test_what_a_model_cannot_do_is_said_by_the_engine_each_time_anew(
+    path: str, body: Json
+) -> None:
+    async with bench() as b:
+        await b.tier("demo")
+        engine = await b.replica()
+        async with b.http() as http:
+            async with http.post(path, json={"model": "demo"} | body) as response:
+                assert response.status == 404
+                error = (await response.json())["error"]
+                assert error["code"] == "endpoint_not_supported"
+                assert path in error["message"]
+                assert response.headers["x-should-retry"] == "false"
+            await b.lose_node(engine)
+            await b.replica(pooling=True)
+            async with http.post(path, json={"model": "demo"} | body) as response:
+                assert response.status == 200
+            async with http.post(CHAT, json=chat()) as response:
+                assert (await response.json())["error"]["code"] == "endpoint_not_supported"

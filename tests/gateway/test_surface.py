@@ -9,7 +9,9 @@ from typing import Any
 
 import aiohttp
 import pytest
+from yarl import URL
 
+from spotinference.api.kinds import TIER
 from spotinference.gateway import errors
 from tests.support.eventually import eventually
 from tests.support.gateway import (
@@ -293,6 +295,55 @@ async def test_names_aliases_and_sleeping_tiers_are_models() -> None:
             assert seen.done == 1
             async with http.post(CHAT, json=chat(model="tier-a")) as response:
                 assert response.status == 404
+
+
+async def test_a_model_tells_its_state_context_and_how_long_a_wake_takes() -> None:
+    async with bench() as b:
+        model = {"source": "hf://o/n", "servedName": "org/demo"}
+        status = {"phase": "Asleep", "lastWakeSeconds": 90}
+        await b.tier("tier-a", model=model, engine={"maxModelLen": 4096}, status=status)
+        async with b.http() as http:
+            for path in ("org/demo", "org%2Fdemo"):
+                async with http.get(URL(f"{b.url}/v1/models/{path}", encoded=True)) as response:
+                    assert response.status == 200
+                    assert response.headers["x-request-id"]
+                    shown = await response.json()
+            assert shown["id"] == "org/demo"
+            assert (shown["max_model_len"], shown["status"]) == (4096, "asleep")
+            assert (shown["ready_replicas"], shown["eta_seconds"]) == (0, 90)
+            await b.replica("tier-a")
+            async with http.get("/v1/models/org/demo") as response:
+                shown = await response.json()
+            assert (shown["ready_replicas"], shown["eta_seconds"]) == (1, None)
+            for path in ("tier-a", "org", "../metrics"):
+                async with http.get(URL(f"{b.url}/v1/models/{path}", encoded=True)) as response:
+                    assert response.status == 404
+                    assert (await response.json())["error"]["code"] == "model_not_found"
+        async with b.http(OTHER_KEY) as http, http.get("/v1/models/org/demo") as response:
+            assert response.status == 404
+
+
+async def test_a_tier_of_another_version_is_called_invalid_and_not_deleted() -> None:
+    async with bench() as b:
+        await b.tier("demo")
+        async with b.http() as http:
+            waiting = asyncio.create_task(http.post(CHAT, json=chat()))
+            await eventually(lambda: b.parked() == 1, 5)
+            body = b.kube.objects["InferenceTier", NAMESPACE, "demo"]
+            b.kube.put(TIER, body | {"spec": body["spec"] | {"wake": {"cap": "soon"}}})
+            for response in (await waiting, await http.post(CHAT, json=chat())):
+                assert response.status == 503
+                assert response.headers["x-should-retry"] == "false"
+                error = (await response.json())["error"]
+                assert error["code"] == "tier_invalid"
+                assert "spec.wake.cap" in error["message"]
+            async with http.get("/v1/models/demo") as shown:
+                assert shown.status == 503
+            b.kube.put(TIER, body)
+            await b.replica()
+            assert (await stream(http, CHAT, chat())).done == 1
+        async with b.http(OTHER_KEY) as http, http.post(CHAT, json=chat()) as response:
+            assert response.status == 404
 
 
 async def test_work_goes_to_the_replica_with_the_least_of_it() -> None:

@@ -85,7 +85,7 @@ async def running(
     parking = Parking(settings, demand.count_changed)
     demand.bind(parking)
     replicas.on_routable = parking.release
-    catalogue.on_change = _ends_waits(parking, vitals)
+    catalogue.on_change = _ends_waits(parking, catalogue, vitals)
     pool = Pool(limit=settings.engine_connections, keepalive_s=ENGINE_KEEPALIVE_S)
     async with (
         contextlib.aclosing(pool),
@@ -134,8 +134,10 @@ async def running(
             engines.close()
 
 
-def _ends_waits(parking: Parking, vitals: Vitals) -> Callable[[TierRef, Tier | None], None]:
-    """Requests that wait for a tier that was deleted or paused are told so at once."""
+def _ends_waits(
+    parking: Parking, catalogue: Catalogue, vitals: Vitals
+) -> Callable[[TierRef, Tier | None], None]:
+    """Requests that wait for a tier that went or was paused are told so at once."""
     last: dict[TierRef, Tier] = {}
 
     def changed(ref: TierRef, tier: Tier | None) -> None:
@@ -143,7 +145,7 @@ def _ends_waits(parking: Parking, vitals: Vitals) -> Callable[[TierRef, Tier | N
             vitals.forget(ref)
             gone = last.pop(ref, None)
             if gone is not None:
-                parking.fail(ref, lambda: gateway_errors.tier_deleted(gone.names[0]))
+                parking.fail(ref, lambda: catalogue.gone(gone))
             return
         last[ref] = tier
         if tier.spec.paused:

@@ -14,6 +14,8 @@ from spotinference.api.keys import ApiKey
 from spotinference.api.kinds import Json
 from spotinference.api.tier import TierSpec
 from spotinference.core.observed import TierRef
+from spotinference.gateway import errors
+from spotinference.gateway.errors import GatewayError
 
 log = structlog.get_logger(__name__)
 
@@ -51,11 +53,25 @@ class Tier:
         return max(0, round(expected_s - waited_s))
 
 
+@dataclass(frozen=True, slots=True)
+class Invalid:
+    """A tier whose spec this version does not understand: written before a change of the CRD."""
+
+    ref: TierRef
+    names: tuple[str, ...]
+    problem: str
+    """the field and what is wrong with it"""
+
+    def opened_by(self, key: ApiKey) -> bool:
+        return key.namespace == self.ref.namespace and key.opens((self.ref.name, *self.names))
+
+
 class Catalogue:
     """Fed by a reflector; `on_change` hears of tiers that went or changed."""
 
     def __init__(self) -> None:
         self._tiers: dict[TierRef, Tier] = {}
+        self._invalid: dict[TierRef, Invalid] = {}
         self._names: dict[tuple[str, str], Tier] = {}
         self.on_change: Callable[[TierRef, Tier | None], None] | None = None
 
@@ -63,13 +79,16 @@ class Catalogue:
         body = after or before
         assert body is not None
         ref = TierRef(body["metadata"]["namespace"], body["metadata"]["name"])
-        tier = _parse(ref, after) if after is not None else None
-        if tier is not None and after is not None and "deletionTimestamp" in after["metadata"]:
-            tier = None
-        if tier is None:
-            self._tiers.pop(ref, None)
-        else:
-            self._tiers[ref] = tier
+        there = after is not None and "deletionTimestamp" not in after["metadata"]
+        found = _parse(ref, body) if there else None
+        self._tiers.pop(ref, None)
+        self._invalid.pop(ref, None)
+        tier: Tier | None = None
+        match found:
+            case Tier() as tier:
+                self._tiers[ref] = tier
+            case Invalid():
+                self._invalid[ref] = found
         self._index(ref.namespace)
         if self.on_change is not None:
             self.on_change(ref, tier)
@@ -91,8 +110,22 @@ class Catalogue:
     def get(self, ref: TierRef) -> Tier | None:
         return self._tiers.get(ref)
 
+    def invalid(self, namespace: str, model: str) -> Invalid | None:
+        """The tier of that name that cannot be read; asked for when `find` has none."""
+        for invalid in self._invalid.values():
+            if invalid.ref.namespace == namespace and model in invalid.names:
+                return invalid
+        return None
 
-def _parse(ref: TierRef, body: Json) -> Tier | None:
+    def gone(self, tier: Tier) -> GatewayError:
+        """Why a tier that was there is not any more."""
+        invalid = self._invalid.get(tier.ref)
+        if invalid is not None:
+            return errors.tier_invalid(tier.names[0], invalid.problem)
+        return errors.tier_deleted(tier.names[0])
+
+
+def _parse(ref: TierRef, body: Json) -> Tier | Invalid:
     try:
         spec = TierSpec.model_validate(body.get("spec") or {})
         status = body.get("status") or {}
@@ -114,4 +147,22 @@ def _parse(ref: TierRef, body: Json) -> Tier | None:
         )
     except (ValidationError, KeyError, ValueError) as error:
         log.warning("catalogue.tier_ignored", tier=str(ref), error=str(error)[:500])
-        return None
+        return Invalid(ref, _names_in(ref, body), _problem(error))
+
+
+def _names_in(ref: TierRef, body: Json) -> tuple[str, ...]:
+    """What clients would ask for it by, as far as that can be read."""
+    spec = body.get("spec")
+    model = spec.get("model") if isinstance(spec, dict) else None
+    if not isinstance(model, dict):
+        return (ref.name,)
+    served, aliases = model.get("servedName"), model.get("aliases")
+    names = [served or ref.name, *(aliases if isinstance(aliases, list) else ())]
+    return tuple(name for name in names if isinstance(name, str))
+
+
+def _problem(error: Exception) -> str:
+    if not isinstance(error, ValidationError):
+        return f"its object is not whole ({type(error).__name__})"
+    first = error.errors(include_input=False, include_url=False)[0]
+    return f"spec.{'.'.join(str(part) for part in first['loc'])}: {first['msg']}"

@@ -11,7 +11,6 @@ from contextlib import asynccontextmanager
 import orjson
 import structlog
 
-from spotinference.api.kinds import Json
 from spotinference.clients import engine_http
 from spotinference.clients.engine_http import Answer, Broken, NoConnection, Pool, head
 from spotinference.core import ejection
@@ -340,16 +339,3 @@ async def _bounded(answer: Answer, limit: int) -> bytes:
     while len(body) < limit and (part := await answer.part()):
         body += part
     return bytes(body[:limit])
-
-
-def error_message(body: bytes) -> tuple[str, str | None]:
-    """Message and param of an engine's own error, whatever its shape."""
-    try:
-        decoded: Json = orjson.loads(body)
-        error = decoded.get("error", decoded)
-        if isinstance(error, dict):
-            param = error.get("param")
-            return str(error.get("message") or error)[:2000], str(param) if param else None
-        return str(error)[:2000], None
-    except (ValueError, AttributeError):
-        return "The engine refused the request.", None

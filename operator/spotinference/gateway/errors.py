@@ -52,8 +52,17 @@ class Code(Enum):
     ENGINE_REFUSED = Row(
         400, "invalid_request_error", False, "The engine refused the request; its own message."
     )
+    ENDPOINT_NOT_SUPPORTED = Row(
+        404, "invalid_request_error", False, "The engine of this tier does not have that path."
+    )
     PARKED_FULL = Row(429, "rate_limit_error", True, "As many requests wait for this tier as may.")
     TIER_PAUSED = Row(503, "service_unavailable_error", False, "spec.paused is set.")
+    TIER_INVALID = Row(
+        503,
+        "service_unavailable_error",
+        False,
+        "The tier's spec is not valid for this version; the message names the field.",
+    )
     TIER_DELETED = Row(
         503, "service_unavailable_error", False, "The tier was deleted while the request waited."
     )
@@ -93,13 +102,17 @@ class GatewayError(Exception):
         param: str | None = None,
         retry_after_s: int | None = None,
         status: int | None = None,
+        quotes_request: bool = False,
     ) -> None:
+        """`quotes_request`: the message may hold parts of the prompt, and is not for logs."""
         super().__init__(message)
         self.code = code
         self.message = message
         self.param = param
         self.retry_after_s = retry_after_s
         self.status = status or code.value.status
+        self.logged = "(the engine's own words)" if quotes_request else message
+        """the message as it may be logged"""
 
     def body(self) -> bytes:
         return orjson.dumps(
@@ -138,6 +151,13 @@ def stopping() -> GatewayError:
 
 def tier_deleted(name: str) -> GatewayError:
     return GatewayError(Code.TIER_DELETED, f"The tier {name!r} was deleted.")
+
+
+def tier_invalid(name: str, problem: str) -> GatewayError:
+    return GatewayError(
+        Code.TIER_INVALID,
+        f"The tier {name!r} cannot be served: {problem}. Ask its owner to mend it.",
+    )
 
 
 def tier_paused(name: str) -> GatewayError:

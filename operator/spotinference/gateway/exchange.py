@@ -22,7 +22,7 @@ from spotinference.core.continuation import Class, Ending, Next, Prepared, Refus
 from spotinference.core.delivered import Delivered
 from spotinference.core.splice import Diverged, EngineFailed, Splice
 from spotinference.core.stream import EventTooLong, Framer, events
-from spotinference.gateway import engines, errors
+from spotinference.gateway import engines, errors, refusals
 from spotinference.gateway.attempt import Attempt
 from spotinference.gateway.catalogue import Tier
 from spotinference.gateway.context import Context
@@ -108,7 +108,7 @@ class Exchange:
                 raise
             log.warning(
                 "answer.aborted", tier=str(self._waiting.tier.ref), id=self._id, code=error.code.wire,
-                error=error.message,
+                error=error.logged,
             )  # fmt: skip
             return await self._reply.abort(error)
         except asyncio.CancelledError as cancelled:
@@ -418,8 +418,9 @@ class Exchange:
             case Refused():
                 raise self._refused(failure) from failure
             case EngineFailed(client_error=True):
-                message, param = engines.error_message(orjson.dumps({"error": failure.error}))
-                raise GatewayError(Code.ENGINE_REFUSED, message, param=param) from failure
+                raise refusals.in_stream(
+                    self._prepared.endpoint, self._waiting.tier.names[0], failure.error
+                ) from failure
             case _:
                 await self._lost(replica, failure)
 
@@ -444,14 +445,16 @@ class Exchange:
             await asyncio.sleep(random.uniform(0, 0.05 * 2**self._losses))
 
     def _refused(self, failure: Refused) -> GatewayError:
-        message, param = engines.error_message(failure.body)
-        if self._delivered_anything():
-            return GatewayError(
-                Code.NOT_CONTINUABLE, f"The new replica refused the continuation: {message}"
-            )
-        if "maximum context length" in message or "max_model_len" in message:
-            return GatewayError(Code.CONTEXT_LENGTH_EXCEEDED, message, param=param)
-        return GatewayError(Code.ENGINE_REFUSED, message, param=param, status=failure.status)
+        error = refusals.refusal(
+            self._prepared.endpoint, self._waiting.tier.names[0], failure.status, failure.body
+        )
+        if not self._delivered_anything():
+            return error
+        return GatewayError(
+            Code.NOT_CONTINUABLE,
+            f"The new replica refused the continuation: {error.message}",
+            quotes_request=True,
+        )
 
 
 SESSION_HEADER = "x-session-id"

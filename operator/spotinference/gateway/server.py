@@ -15,7 +15,7 @@ from spotinference.api.kinds import Json
 from spotinference.core import continuation, responses
 from spotinference.core.chunks import Endpoint
 from spotinference.core.continuation import Prepared
-from spotinference.gateway import errors, exchange, listener, metrics, relay, requests
+from spotinference.gateway import errors, exchange, listener, metrics, models, relay, requests
 from spotinference.gateway.catalogue import Tier
 from spotinference.gateway.context import Context
 from spotinference.gateway.errors import Code, GatewayError
@@ -66,7 +66,7 @@ class Server:
         request_id = secrets.token_hex(REQUEST_ID_BYTES)
         http[REQUEST_ID] = request_id
         try:
-            return await self._dispatch(http)
+            response = await self._dispatch(http)
         except GatewayError as error:
             return self._refused(http, error)
         except ConnectionError:
@@ -79,6 +79,10 @@ class Server:
             self._context.metrics.bugs.inc()
             log.exception("request.bug", id=request_id)
             return self._refused(http, GatewayError(Code.INTERNAL_ERROR, "Internal error."))
+        else:
+            if not response.prepared:
+                response.headers["x-request-id"] = request_id
+            return response
         finally:
             self._running.discard(task)
             self._context.metrics.in_flight.dec()
@@ -101,7 +105,10 @@ class Server:
 
     async def _dispatch(self, http: web.BaseRequest) -> web.StreamResponse:
         listener.check(http)
-        handler = self._routes.get((http.method, _path(http)))
+        path = _path(http)
+        handler = self._routes.get((http.method, path))
+        if handler is None and http.method == "GET" and path.startswith(models.PREFIX):
+            handler = self._model
         if handler is None:
             raise GatewayError(Code.NOT_FOUND, "No such path and method.")
         return await handler(http)
@@ -155,42 +162,38 @@ class Server:
         )
 
     def _tier(self, key: ApiKey, model: str) -> Tier:
-        reason = self._ready()
-        if reason is not None and not self.stopping:
-            raise GatewayError(Code.GATEWAY_STARTING, f"Not ready: {reason}.", retry_after_s=1)
-        tier = self._context.catalogue.find(key.namespace, model)
-        if tier is None or not tier.opened_by(key):
-            raise GatewayError(
-                Code.MODEL_NOT_FOUND,
-                f"The model {model!r} does not exist. GET /v1/models lists yours.",
-                param="model",
-            )
+        """The tier that is to answer."""
+        tier = self._found(key, model)
         if tier.spec.paused:
             raise errors.tier_paused(tier.names[0])
         return tier
 
+    def _found(self, key: ApiKey, model: str) -> Tier:
+        reason = self._ready()
+        if reason is not None and not self.stopping:
+            raise GatewayError(Code.GATEWAY_STARTING, f"Not ready: {reason}.", retry_after_s=1)
+        catalogue = self._context.catalogue
+        tier = catalogue.find(key.namespace, model)
+        if tier is not None and tier.opened_by(key):
+            return tier
+        invalid = catalogue.invalid(key.namespace, model) if tier is None else None
+        if invalid is not None and invalid.opened_by(key):
+            raise errors.tier_invalid(model, invalid.problem)
+        raise GatewayError(
+            Code.MODEL_NOT_FOUND,
+            f"The model {model!r} does not exist. GET /v1/models lists yours.",
+            param="model",
+        )
+
     # --- the rest -------------------------------------------------------------------------------
 
     async def _models(self, http: web.BaseRequest) -> web.StreamResponse:
+        return _json(models.listed(self._context, self._authenticated(http)))
+
+    async def _model(self, http: web.BaseRequest) -> web.StreamResponse:
         key = self._authenticated(http)
-        data = [
-            {
-                "id": name,
-                "object": "model",
-                "created": tier.created,
-                "owned_by": tier.ref.namespace,
-                "root": tier.names[0],
-                "parent": None if name == tier.names[0] else tier.names[0],
-                "max_model_len": tier.spec.engine.max_model_len,
-                "status": tier.phase.lower() or "unknown",
-                "revision": tier.revision,
-            }
-            for tier in sorted(self._context.catalogue.of(key.namespace), key=lambda t: t.ref)
-            if tier.opened_by(key)
-            for name in tier.names
-            if self._context.catalogue.find(key.namespace, name) is tier
-        ]
-        return _json({"object": "list", "data": data})
+        name = models.name_in(_path(http))
+        return _json(models.shown(self._context, self._found(key, name), name))
 
     async def _healthz(self, _: web.BaseRequest) -> web.StreamResponse:
         return web.Response(text="ok\n")

@@ -55,7 +55,7 @@ class Waiting:
         """The tier as it is now; deleted and paused ones end the wait."""
         tier = self._context.catalogue.get(self.tier.ref)
         if tier is None:
-            raise errors.tier_deleted(self.tier.names[0])
+            raise self._context.catalogue.gone(self.tier)
         if tier.spec.paused and not self._reply.begun:
             raise errors.tier_paused(tier.names[0])
         self.tier = tier

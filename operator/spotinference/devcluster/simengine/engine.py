@@ -13,7 +13,7 @@ from collections import deque
 from dataclasses import dataclass, field
 
 from spotinference.devcluster.simengine import tokenizer
-from spotinference.devcluster.simengine.language import Speaker
+from spotinference.devcluster.simengine.language import Recital, Speaker
 from spotinference.devcluster.simengine.options import SimOptions
 from spotinference.devcluster.simengine.protocol import Generation, queue_full
 
@@ -111,12 +111,16 @@ class Sequence:
         self.made = 0
         self.finished = False
         self._generation = generation
-        self._speaker = Speaker(
-            prompt,
-            seed=generation.seed_of(sub),
-            output_only=generation.output_only,
-            eos_mean=eos_mean,
-        )
+        self._speaker: Speaker | Recital
+        if generation.forced is not None:
+            self._speaker = Recital(generation.forced.tokens())
+        else:
+            self._speaker = Speaker(
+                prompt,
+                seed=generation.seed_of(sub),
+                output_only=generation.output_only,
+                eos_mean=eos_mean,
+            )
         self._detokenizer = tokenizer.Detokenizer(prompt)
         self._stop_text = (
             _StopText(generation.stop, include=generation.include_stop) if generation.stop else None

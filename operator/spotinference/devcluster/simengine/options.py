@@ -37,6 +37,8 @@ class SimOptions:
     enforce_eager: bool = False
     tool_parser: bool = False
     reasoning_parser: bool = False
+    pooling: bool = False
+    """Embeds, scores and ranks, and generates nothing."""
 
     start_delay_s: float = 0.0
     compile_s: float = 0.0
@@ -80,6 +82,7 @@ def parse(argv: Sequence[str], env: Mapping[str, str]) -> SimOptions:
         max_num_queued_reqs=None if queued is None else _number("--max-num-queued-reqs", queued, 0),
         shutdown_timeout_s=_real("--shutdown-timeout", _last(flags, "shutdown-timeout"), 0.0),
         enforce_eager="enforce-eager" in flags,
+        pooling=_last(flags, "runner") == "pooling",
         tool_parser="tool-call-parser" in flags and "enable-auto-tool-choice" in flags,
         reasoning_parser="reasoning-parser" in flags,
         start_delay_s=_real(ENV_PREFIX + "START_DELAY_S", sim.get("START_DELAY_S"), 0.0),

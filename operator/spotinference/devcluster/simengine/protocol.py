@@ -8,7 +8,8 @@ from dataclasses import dataclass
 
 import orjson
 
-from spotinference.devcluster.simengine import tokenizer
+from spotinference.devcluster.simengine import forced, tokenizer
+from spotinference.devcluster.simengine.forced import Forced
 from spotinference.devcluster.simengine.options import SimOptions
 from spotinference.devcluster.simengine.shaping import Shape
 
@@ -97,6 +98,8 @@ class Generation:
     """the prompt came as embeddings: it has no token ids"""
     shape: Shape = NO_SHAPE
     role: str = "assistant"
+    forced: Forced | None = None
+    """what a grammar or a tool makes the answer say"""
 
     def seed_of(self, index: int) -> int | None:
         """The random generator's seed of the `index`-th sequence; None when greedy."""
@@ -117,11 +120,11 @@ def parse_json(body: bytes) -> Json:
             "body",
         ) from None
     if not isinstance(value, dict):
-        raise _invalid("body", "Input should be a valid dictionary")
+        raise invalid("body", "Input should be a valid dictionary")
     return value
 
 
-def _invalid(param: str, message: str, kind: str = "type_error") -> Refused:
+def invalid(param: str, message: str, kind: str = "type_error") -> Refused:
     text = f"1 validation error:\n  {{'type': '{kind}', 'loc': '{param}', 'msg': '{message}'}}"
     return Refused(400, text, "Bad Request", param)
 
@@ -129,27 +132,66 @@ def _invalid(param: str, message: str, kind: str = "type_error") -> Refused:
 def parse_generation(body: Mapping[str, object], options: SimOptions, *, chat: bool) -> Generation:
     """The request as a value; Refused as vLLM refuses."""
     prompts: tuple[tuple[int, ...], ...]
-    role = "assistant"
     if chat:
-        prompts, text_prompt = (_chat_prompt(body),), True
-        if body.get("continue_final_message"):
-            role = _messages(body)[-1][0]
+        prompts, text_prompt = (chat_prompt(body),), True
         logprobs = bool(body.get("logprobs"))
     else:
         prompts, text_prompt = _completion_prompts(body)
         logprobs = body.get("logprobs") is not None
-    stream = bool(body.get("stream"))
+    stream, usage = _stream(body)
     if stream and body.get("use_beam_search") and not chat:
         raise bad_request("Streaming is not currently supported with beam search")
-    stream_options = body.get("stream_options")
-    if stream_options is not None and not stream:
+    model_of(body, options)
+    temperature = _temperature(body)
+    n = _whole(body, "n") or 1
+    if n > 1 and temperature == 0:
+        raise bad_request(f"n must be 1 when using greedy sampling, got {n}.")
+    shape = _shape(body, options) if chat else NO_SHAPE
+    longest = max(len(prompt) for prompt in prompts)
+    return Generation(
+        chat=chat,
+        model=options.served_names[0],
+        prompts=prompts,
+        text_prompt=text_prompt,
+        max_tokens=_max_tokens(body, options, longest, chat=chat, text=text_prompt),
+        min_tokens=_whole(body, "min_tokens") or 0,
+        n=n,
+        seed=_whole(body, "seed"),
+        greedy=temperature == 0,
+        output_only=_output_only(body) or shape.forced,
+        ignore_eos=bool(body.get("ignore_eos")),
+        stop=_stops(body),
+        stop_token_ids=frozenset(
+            i for i in items(body.get("stop_token_ids")) if isinstance(i, int)
+        ),
+        include_stop=bool(body.get("include_stop_str_in_output")),
+        stream=stream,
+        include_usage=bool(usage.get("include_usage")),
+        continuous_usage=bool(usage.get("include_usage"))
+        and bool(usage.get("continuous_usage_stats")),
+        return_token_ids=bool(body.get("return_token_ids")),
+        logprobs=logprobs and not shape.hide_reasoning,
+        echo=not chat and bool(body.get("echo")),
+        embedded=not chat and bool(body.get("prompt_embeds")),
+        shape=shape,
+        role=_messages(body)[-1][0] if body.get("continue_final_message") else "assistant",
+        forced=forced.by_schema(body),
+    )
+
+
+def _stream(body: Mapping[str, object]) -> tuple[bool, Mapping[str, object]]:
+    """Whether to stream, and the stream's options."""
+    stream = bool(body.get("stream"))
+    options = body.get("stream_options")
+    if options is not None and not stream:
         raise bad_request(
             "Stream options can only be defined when `stream=True`. (parameter=stream_options)",
             "stream_options",
         )
-    usage = stream_options if isinstance(stream_options, dict) else {}
-    model_of(body, options)
-    longest = max(len(prompt) for prompt in prompts)
+    return stream, options if isinstance(options, dict) else {}
+
+
+def _temperature(body: Mapping[str, object]) -> float:
     temperature = _real(body, "temperature", 1.0)
     if temperature < 0:
         raise bad_request(
@@ -163,65 +205,45 @@ def parse_generation(body: Mapping[str, object], options: SimOptions, *, chat: b
             f"(parameter=temperature, value={temperature})",
             "temperature",
         )
-    n = _whole(body, "n") or 1
-    if n > 1 and temperature == 0:
-        raise bad_request(f"n must be 1 when using greedy sampling, got {n}.")
+    return temperature
+
+
+def _stops(body: Mapping[str, object]) -> tuple[str, ...]:
     stop = body.get("stop") or ()
-    stops = (stop,) if isinstance(stop, str) else tuple(str(s) for s in _items(stop))
-    stop_ids = frozenset(i for i in _items(body.get("stop_token_ids")) if isinstance(i, int))
-    penalties = _real(body, "presence_penalty", 0.0) or _real(body, "frequency_penalty", 0.0)
+    stops = (stop,) if isinstance(stop, str) else tuple(str(s) for s in items(stop))
+    return tuple(s for s in stops if s)
+
+
+def _output_only(body: Mapping[str, object]) -> bool:
+    """The next token depends on the output alone: penalties on it, or a grammar."""
     form = body.get("response_format")
     grammar = bool(body.get("structured_outputs")) or (
         isinstance(form, dict) and form.get("type") in {"json_object", "json_schema"}
     )
-    shape = _shape(body, options) if chat else NO_SHAPE
-    if shape.tools and not shape.forced and not options.tool_parser:
-        raise bad_request(
-            '"auto" tool choice requires --enable-auto-tool-choice and --tool-call-parser to be set'
-        )
-    return Generation(
-        chat=chat,
-        model=options.served_names[0],
-        prompts=prompts,
-        text_prompt=text_prompt,
-        max_tokens=_max_tokens(body, options, longest, chat=chat, text=text_prompt),
-        min_tokens=_whole(body, "min_tokens") or 0,
-        n=n,
-        seed=_whole(body, "seed"),
-        greedy=temperature == 0,
-        output_only=bool(penalties) or grammar or shape.forced,
-        ignore_eos=bool(body.get("ignore_eos")),
-        stop=tuple(s for s in stops if s),
-        stop_token_ids=stop_ids,
-        include_stop=bool(body.get("include_stop_str_in_output")),
-        stream=stream,
-        include_usage=bool(usage.get("include_usage")),
-        continuous_usage=bool(usage.get("include_usage"))
-        and bool(usage.get("continuous_usage_stats")),
-        return_token_ids=bool(body.get("return_token_ids")),
-        logprobs=logprobs and not shape.hide_reasoning,
-        echo=not chat and bool(body.get("echo")),
-        embedded=not chat and bool(body.get("prompt_embeds")),
-        shape=shape,
-        role=role,
-    )
+    penalties = _real(body, "presence_penalty", 0.0) or _real(body, "frequency_penalty", 0.0)
+    return bool(penalties) or grammar
 
 
 def _shape(body: Mapping[str, object], options: SimOptions) -> Shape:
     """What parsers will make of the answer."""
     choice = body.get("tool_choice") or "auto"
     names = []
-    for tool in _items(body.get("tools")) if choice != "none" else ():
+    for tool in items(body.get("tools")) if choice != "none" else ():
         function = tool.get("function") if isinstance(tool, dict) else None
         names.append(str(function.get("name")) if isinstance(function, dict) else "")
     named = isinstance(choice, dict)
     if isinstance(choice, dict):
         names = [str(choice["function"]["name"])]
     parsing = options.reasoning_parser or options.tool_parser
+    obliged = bool(names) and (named or choice == "required")
+    if names and not obliged and not options.tool_parser:
+        raise bad_request(
+            '"auto" tool choice requires --enable-auto-tool-choice and --tool-call-parser to be set'
+        )
     return Shape(
         reasoning=options.reasoning_parser,
         tools=tuple(names),
-        forced=bool(names) and (named or choice == "required"),
+        forced=obliged,
         named=named,
         hide_reasoning=parsing and body.get("include_reasoning") is False,
         parallel=body.get("parallel_tool_calls") is not False,
@@ -284,9 +306,9 @@ def _max_tokens(
 def _messages(body: Mapping[str, object]) -> list[tuple[str, str]]:
     messages = body.get("messages")
     if messages is None:
-        raise _invalid("body.messages", "Field required", "missing")
+        raise invalid("body.messages", "Field required", "missing")
     if not isinstance(messages, list):
-        raise _invalid("body.messages", "Input should be a valid list")
+        raise invalid("body.messages", "Input should be a valid list")
     if not messages:
         raise bad_request(
             "Cannot apply chat template to an empty conversation. Provide at least one message."
@@ -294,7 +316,7 @@ def _messages(body: Mapping[str, object]) -> list[tuple[str, str]]:
     result: list[tuple[str, str]] = []
     for message in messages:
         if not isinstance(message, dict) or not isinstance(message.get("role"), str):
-            raise _invalid("body.messages.0.role", "Field required", "missing")
+            raise invalid("body.messages.0.role", "Field required", "missing")
         content = message.get("content")
         if isinstance(content, list):
             content = "\n".join(
@@ -304,7 +326,7 @@ def _messages(body: Mapping[str, object]) -> list[tuple[str, str]]:
     return result
 
 
-def _chat_prompt(body: Mapping[str, object]) -> tuple[int, ...]:
+def chat_prompt(body: Mapping[str, object]) -> tuple[int, ...]:
     continued = bool(body.get("continue_final_message"))
     generation_prompt = bool(body.get("add_generation_prompt", True))
     if continued and generation_prompt:
@@ -341,7 +363,7 @@ def _completion_prompts(body: Mapping[str, object]) -> tuple[tuple[tuple[int, ..
             text = True
             prompts.append(tuple(tokenizer.encode(one)))
             continue
-        ids = tuple(i for i in _items(one) if isinstance(i, int))
+        ids = tuple(i for i in items(one) if isinstance(i, int))
         for token in ids:
             if not 0 <= token < tokenizer.VOCAB_SIZE:
                 raise bad_request(f"Token id {token} is out of vocabulary")
@@ -349,7 +371,7 @@ def _completion_prompts(body: Mapping[str, object]) -> tuple[tuple[tuple[int, ..
     return tuple(prompts), text
 
 
-def _items(value: object) -> list[object]:
+def items(value: object) -> list[object]:
     return list(value) if isinstance(value, (list, tuple)) else []
 
 
@@ -358,7 +380,7 @@ def _whole(body: Mapping[str, object], name: str) -> int | None:
     if value is None:
         return None
     if not isinstance(value, int) or isinstance(value, bool):
-        raise _invalid(f"body.{name}", "Input should be a valid integer", "int_parsing")
+        raise invalid(f"body.{name}", "Input should be a valid integer", "int_parsing")
     return value
 
 
@@ -367,5 +389,5 @@ def _real(body: Mapping[str, object], name: str, default: float) -> float:
     if value is None:
         return default
     if not isinstance(value, (int, float)) or isinstance(value, bool):
-        raise _invalid(f"body.{name}", "Input should be a valid number", "float_parsing")
+        raise invalid(f"body.{name}", "Input should be a valid number", "float_parsing")
     return float(value)

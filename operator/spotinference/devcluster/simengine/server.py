@@ -26,12 +26,23 @@ import orjson
 from aiohttp import web
 
 from spotinference import errors
-from spotinference.devcluster.simengine import metrics, protocol, tokenizer, wire
+from spotinference.devcluster.simengine import (
+    metrics,
+    pooling,
+    protocol,
+    responses,
+    tokenizer,
+    wire,
+)
 from spotinference.devcluster.simengine.engine import Aborted, Engine, Output, Request
 from spotinference.devcluster.simengine.faults import Fault, Faults
 from spotinference.devcluster.simengine.faults import parse as parse_fault
 from spotinference.devcluster.simengine.options import SimOptions
+from spotinference.devcluster.simengine.protocol import Generation
 from spotinference.devcluster.simengine.streaming import HANG_S, Stream, reset
+
+Asked = Callable[[web.Request, protocol.Json, Fault], Awaitable[web.StreamResponse]]
+"""Answers a POST whose body was read."""
 
 VERSION = "0.32.0"
 """The vLLM whose API this is."""
@@ -130,10 +141,8 @@ class SimServer:
         app.router.add_get("/version", self._version)
         app.router.add_get("/v1/models", self._models)
         app.router.add_get("/metrics", self._metrics)
-        app.router.add_post("/v1/chat/completions", self._chat)
-        app.router.add_post("/v1/completions", self._completions)
-        app.router.add_post("/tokenize", self._tokenize)
-        app.router.add_post("/detokenize", self._detokenize)
+        for path, handler in self._asked().items():
+            app.router.add_post(path, self._served(handler))
         app.router.add_post("/_sim/faults", self._set_faults)
         app.router.add_get("/_sim/requests", self._list_requests)
         return app
@@ -204,29 +213,84 @@ class SimServer:
             await response.write(line)
         return response
 
-    async def _tokenize(self, request: web.Request) -> web.Response:
+    def _asked(self) -> dict[str, Asked]:
+        """What there is depends on the task: vLLM has no route for what its model cannot do."""
+        common: dict[str, Asked] = {
+            "/tokenize": self._plain(self._tokenize),
+            "/detokenize": self._plain(self._detokenize),
+        }
+        if self.options.pooling:
+            return common | {
+                "/v1/embeddings": self._plain(pooling.embeddings),
+                "/v1/score": self._plain(pooling.score),
+                "/v1/rerank": self._plain(pooling.rerank),
+            }
+        return common | {
+            "/v1/chat/completions": self._chat,
+            "/v1/completions": self._completions,
+            "/v1/responses": self._responses,
+        }
+
+    def _served(self, handler: Asked) -> Callable[[web.Request], Awaitable[web.StreamResponse]]:
+        """What every one of these has in common: counted, remembered, subject to faults."""
+
+        async def serve(request: web.Request) -> web.StreamResponse:
+            transport = request.transport
+            if transport is not None:
+                self._sockets.add(transport)
+            try:
+                return await self._asked_with_faults(request, handler)
+            finally:
+                if transport is not None:
+                    self._sockets.discard(transport)
+
+        return serve
+
+    async def _asked_with_faults(self, request: web.Request, handler: Asked) -> web.StreamResponse:
+        if request.content_type != "application/json":
+            raise protocol.Refused(
+                400,
+                "1 validation error:\n  Unsupported Media Type: Only 'application/json' is allowed",
+                "Bad Request",
+            )
         body = await self._json_body(request)
-        protocol.model_of(body, self.options)
+        headers = dict(request.headers)
+        self.requests.append({"path": request.path, "body": body, "headers": headers})
+        fault = self.faults.take()
+        early = await self._fault_before_headers(request, fault)
+        return await handler(request, body, fault) if early is None else early
+
+    def _plain(self, answer: Callable[[protocol.Json, SimOptions], bytes]) -> Asked:
+        """An answer that needs no batch."""
+
+        async def handler(_: web.Request, body: protocol.Json, __: Fault) -> web.StreamResponse:
+            return web.Response(body=answer(body, self.options), content_type="application/json")
+
+        return handler
+
+    @staticmethod
+    def _tokenize(body: protocol.Json, options: SimOptions) -> bytes:
+        protocol.model_of(body, options)
         prompt = body.get("prompt")
         if isinstance(prompt, str):
             ids = tokenizer.encode(prompt)
         else:
-            generation = protocol.parse_generation(body, self.options, chat=True)
-            ids = list(generation.prompts[0])
-        return _json(
+            ids = list(protocol.chat_prompt(body))
+        strings = [tokenizer.decode([i]) for i in ids] if body.get("return_token_strs") else None
+        return orjson.dumps(
             {
                 "count": len(ids),
-                "max_model_len": self.options.max_model_len,
+                "max_model_len": options.max_model_len,
                 "tokens": ids,
-                "token_strs": None,
+                "token_strs": strings,
             }
         )
 
-    async def _detokenize(self, request: web.Request) -> web.Response:
-        body = await self._json_body(request)
-        tokens = body.get("tokens")
-        ids = [t for t in tokens if isinstance(t, int)] if isinstance(tokens, list) else []
-        return _json({"prompt": tokenizer.decode(ids)})
+    @staticmethod
+    def _detokenize(body: protocol.Json, options: SimOptions) -> bytes:
+        protocol.model_of(body, options)
+        ids = [t for t in protocol.items(body.get("tokens")) if isinstance(t, int)]
+        return orjson.dumps({"prompt": tokenizer.decode(ids)})
 
     async def _set_faults(self, request: web.Request) -> web.Response:
         try:
@@ -243,37 +307,34 @@ class SimServer:
     async def _json_body(self, request: web.Request) -> protocol.Json:
         return protocol.parse_json(await request.read())
 
-    async def _chat(self, request: web.Request) -> web.StreamResponse:
-        return await self._generate(request, chat=True)
+    async def _chat(
+        self, request: web.Request, body: protocol.Json, fault: Fault
+    ) -> web.StreamResponse:
+        return await self._generate(
+            request, protocol.parse_generation(body, self.options, chat=True), fault
+        )
 
-    async def _completions(self, request: web.Request) -> web.StreamResponse:
-        return await self._generate(request, chat=False)
+    async def _completions(
+        self, request: web.Request, body: protocol.Json, fault: Fault
+    ) -> web.StreamResponse:
+        return await self._generate(
+            request, protocol.parse_generation(body, self.options, chat=False), fault
+        )
 
-    async def _generate(self, request: web.Request, *, chat: bool) -> web.StreamResponse:
-        transport = request.transport
-        if transport is not None:
-            self._sockets.add(transport)
-        try:
-            return await self._answer(request, chat=chat)
-        finally:
-            if transport is not None:
-                self._sockets.discard(transport)
+    async def _responses(
+        self, request: web.Request, body: protocol.Json, fault: Fault
+    ) -> web.StreamResponse:
+        generation = responses.parse(body, self.options)
+        writer = responses.ResponsesWriter(generation, body)
+        return await self._generate(request, generation, fault, writer)
 
-    async def _answer(self, request: web.Request, *, chat: bool) -> web.StreamResponse:
-        if request.content_type != "application/json":
-            raise protocol.Refused(
-                400,
-                "1 validation error:\n  Unsupported Media Type: Only 'application/json' is allowed",
-                "Bad Request",
-            )
-        body = await self._json_body(request)
-        headers = dict(request.headers)
-        self.requests.append({"path": request.path, "body": body, "headers": headers})
-        fault = self.faults.take()
-        early = await self._fault_before_headers(request, fault)
-        if early is not None:
-            return early
-        generation = protocol.parse_generation(body, self.options, chat=chat)
+    async def _generate(
+        self,
+        request: web.Request,
+        generation: Generation,
+        fault: Fault,
+        writer: responses.ResponsesWriter | None = None,
+    ) -> web.StreamResponse:
         if self.draining and generation.text_prompt:
             raise protocol.shutting_down()
         if self._stopped_core:
@@ -283,14 +344,18 @@ class SimServer:
             self.engine.refuse(work)
         try:
             if generation.stream:
-                return await Stream(self.kill, request, work, fault).run()
-            return await self._whole(work)
+                events = writer or wire.StreamWriter(generation)
+                return await Stream(self.kill, request, work, fault, events).run()
+            outputs = await self._whole(work)
+            body = writer.answer(outputs) if writer else wire.whole_answer(generation, outputs)
+            return web.Response(body=body, content_type="application/json")
         except Aborted:
             raise protocol.core_died() from None
         finally:
             self.engine.cancel(work)
 
-    async def _whole(self, work: Request) -> web.Response:
+    @staticmethod
+    async def _whole(work: Request) -> list[Output]:
         done = [Output(index, [], "") for index in range(len(work.sequences))]
         left = len(done)
         while left:
@@ -301,9 +366,7 @@ class SimServer:
                 if out.finish_reason is not None:
                     whole.finish_reason, whole.stop_reason = out.finish_reason, out.stop_reason
                     left -= 1
-        return web.Response(
-            body=wire.whole_answer(work.generation, done), content_type="application/json"
-        )
+        return done
 
     async def _fault_before_headers(
         self, request: web.Request, fault: Fault

@@ -25,18 +25,23 @@ class Stream:
     """One streamed answer, and what goes wrong in it."""
 
     def __init__(
-        self, kill: Callable[[], Awaitable[None]], request: web.Request, work: Request, fault: Fault
+        self,
+        kill: Callable[[], Awaitable[None]],
+        request: web.Request,
+        work: Request,
+        fault: Fault,
+        writer: wire.Writer,
     ) -> None:
         self._kill = kill
         self._request = request
         self._work = work
         self._fault = fault
+        self._writer = writer
         self._chunks = 0
         self._response = web.StreamResponse(headers={"Content-Type": _SSE})
 
     async def run(self) -> web.StreamResponse:
-        response, work, fault = self._response, self._work, self._fault
-        writer = wire.StreamWriter(work.generation)
+        response, work, fault, writer = self._response, self._work, self._fault, self._writer
         left = len(work.sequences)
         faulty = fault.mode not in {"none", "status"}
         opened = False
@@ -59,6 +64,7 @@ class Stream:
                     continue  # vLLM sends no chunk for what has neither text nor tokens
                 chunk = writer.chunk(out)
                 if not chunk:
+                    left -= out.finish_reason is not None
                     continue
                 if faulty and 0 <= fault.after_chunks <= self._chunks:
                     return await self._break(chunk)
@@ -70,7 +76,7 @@ class Stream:
             return await self._break(b"")  # after everything but [DONE]
         for chunk in writer.closing():
             await self._write(chunk)
-        await self._write(wire.DONE)
+        await self._write(writer.done)
         await response.write_eof()
         return response
 

@@ -10,6 +10,7 @@ import secrets
 import time
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Protocol
 
 import orjson
 
@@ -32,8 +33,23 @@ def usage(prompt: int, completion: int) -> dict[str, int]:
     }
 
 
+class Writer(Protocol):
+    """Makes the events of one streamed answer."""
+
+    done: bytes
+    """what ends the stream"""
+
+    def opening(self) -> list[bytes]: ...
+
+    def chunk(self, out: Output) -> bytes: ...
+
+    def closing(self) -> list[bytes]: ...
+
+
 class StreamWriter:
     """Chunks of one streamed answer."""
+
+    done = DONE
 
     def __init__(self, generation: Generation) -> None:
         self._want = generation
