@@ -124,13 +124,14 @@ def test_rights_are_the_rules_files_and_nothing_else(tmp_path: Path) -> None:
         ("ClusterRole", "operator", "operator-rules.yaml"),
         ("ClusterRole", "gateway", "gateway-rules.yaml"),
         ("Role", "operator", "operator-namespace-rules.yaml"),
+        ("Role", "gateway", "gateway-namespace-rules.yaml"),
     ):
         role = next(
             body for body in of_kind(objects, kind) if body["metadata"]["name"] == f"spot-{part}"
         )
         assert role["rules"] == yaml.safe_load((files / file).read_text())
     assert len(of_kind(objects, "ClusterRole")) == 2
-    assert len(of_kind(objects, "Role")) == 1
+    assert len(of_kind(objects, "Role")) == 2
     for kind in ("ClusterRoleBinding", "RoleBinding"):
         for binding in of_kind(objects, kind):
             assert [subject["name"] for subject in binding["subjects"]] == [
@@ -173,6 +174,21 @@ def test_engines_let_in_the_pods_that_the_chart_labels(tmp_path: Path) -> None:
         component = deployment["metadata"]["name"].removeprefix("spot-")
         labels = deployment["spec"]["template"]["metadata"]["labels"]
         assert labels["app.kubernetes.io/component"] == component
+
+
+def test_the_gateway_finds_its_peers_and_its_namespace(tmp_path: Path) -> None:
+    """By the labels of its own pods: replicas share the limits of keys."""
+    (gateway,) = [
+        body
+        for body in of_kind(rendered(tmp_path), "Deployment")
+        if body["metadata"]["name"] == "spot-gateway"
+    ]
+    template = gateway["spec"]["template"]
+    env = {entry["name"]: entry for entry in template["spec"]["containers"][0]["env"]}
+    pairs = env["SPOTINFERENCE_GATEWAY_PEERS_SELECTOR"]["value"].split(",")
+    assert dict(pair.split("=") for pair in pairs) == gateway["spec"]["selector"]["matchLabels"]
+    source = env["SPOTINFERENCE_GATEWAY_NAMESPACE"]["valueFrom"]
+    assert source == {"fieldRef": {"fieldPath": "metadata.namespace"}}
 
 
 def test_the_gateway_has_time_to_finish_answers(tmp_path: Path) -> None:

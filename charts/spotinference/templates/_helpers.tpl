@@ -70,3 +70,12 @@ imagePullSecrets:
   {{- toYaml . | nindent 2 }}
 {{- end }}
 {{- end -}}
+
+{{/* The same labels as a selector of the API: k=v,k=v. */}}
+{{- define "spotinference.peers" -}}
+{{- $pairs := list }}
+{{- range $name, $value := include "spotinference.selector" . | fromYaml }}
+{{- $pairs = append $pairs (printf "%s=%s" $name $value) }}
+{{- end }}
+{{- join "," $pairs }}
+{{- end }}

@@ -42,6 +42,11 @@ class Endpoint(StrEnum):
         return self in {Endpoint.CHAT, Endpoint.COMPLETION}
 
     @property
+    def completes(self) -> bool:
+        """It generates tokens."""
+        return self in {Endpoint.CHAT, Endpoint.COMPLETION, Endpoint.RESPONSES}
+
+    @property
     def object(self) -> str:
         return "chat.completion.chunk" if self is Endpoint.CHAT else "text_completion"
 

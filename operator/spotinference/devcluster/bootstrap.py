@@ -129,8 +129,7 @@ async def _identity(kube: Kube, name: str) -> None:
     account["metadata"]["namespace"] = SYSTEM_NAMESPACE
     await kube.apply(SERVICE_ACCOUNT, account)
     await _grant(kube, name, f"{part}-rules.yaml", CLUSTER_ROLE, CLUSTER_ROLE_BINDING)
-    if part == "operator":
-        await _grant(kube, name, f"{part}-namespace-rules.yaml", ROLE, ROLE_BINDING)
+    await _grant(kube, name, f"{part}-namespace-rules.yaml", ROLE, ROLE_BINDING)
 
 
 async def _grant(kube: Kube, name: str, rules: str, role_kind: Kind, binding_kind: Kind) -> None:

@@ -20,18 +20,22 @@ from spotinference.clients.clock import Clock, SystemClock
 from spotinference.clients.engine_http import Pool
 from spotinference.clients.kube import Kube
 from spotinference.clients.reflector import Reflector
+from spotinference.core.limits import Processes
 from spotinference.core.observed import TierRef
 from spotinference.gateway import announce
 from spotinference.gateway import errors as gateway_errors
+from spotinference.gateway.budgets import Budgets
 from spotinference.gateway.catalogue import Catalogue, Tier
 from spotinference.gateway.config import GatewaySettings
 from spotinference.gateway.context import Context
 from spotinference.gateway.demand import DemandWriter
 from spotinference.gateway.engines import ENGINE_KEEPALIVE_S, Engines
 from spotinference.gateway.keys import KeyRing
+from spotinference.gateway.limits import Limits
 from spotinference.gateway.listener import Listener
 from spotinference.gateway.metrics import Metrics
 from spotinference.gateway.parking import Parking
+from spotinference.gateway.peers import Peers
 from spotinference.gateway.replicas import Replicas
 from spotinference.gateway.server import Server
 from spotinference.gateway.vitals import Vitals
@@ -74,14 +78,29 @@ async def running(
     replicas = Replicas()
     tiers = Reflector(kube, TIER, on_change=catalogue.changed)
     pods = Reflector(kube, POD, label_selector=ENGINE_SELECTOR, on_change=replicas.changed)
+    gateway_id = settings.id or socket.gethostname()
     demand = DemandWriter(
         kube=kube,
-        gateway_id=settings.id or socket.gethostname(),
+        gateway_id=gateway_id,
         clock=clock,
         catalogue=catalogue,
         settings=settings,
         metrics=metrics,
     )
+    processes = Processes()
+    budgets = Budgets(
+        clock, gateway_id, kube if settings.namespace else None, settings.namespace or ""
+    )
+    limits = Limits(clock, processes, budgets, metrics)
+    peers = Peers(clock, processes, own_pod=gateway_id, processes_per_pod=settings.processes)
+    gateways = (
+        Reflector(
+            kube, POD, namespace=settings.namespace, label_selector=settings.peers_selector,
+            on_change=peers.changed,
+        )
+        if settings.peers_selector
+        else None
+    )  # fmt: skip
     parking = Parking(settings, demand.count_changed)
     demand.bind(parking)
     replicas.on_routable = parking.release
@@ -92,11 +111,17 @@ async def running(
         asyncio.TaskGroup() as tasks,
     ):
         engines = Engines(pool, replicas, settings, metrics, vitals, tasks.create_task)
-        context = Context(settings, clock, catalogue, replicas, parking, engines, metrics, vitals)
+        context = Context(
+            settings, clock, catalogue, replicas, parking, engines, metrics, vitals, limits
+        )
 
         def why_not_ready() -> str | None:
             if not tiers.synced:
                 return "tiers are not listed yet"
+            if gateways is not None:
+                if not gateways.synced:
+                    return "the other gateways are not listed yet"
+                peers.synced()
             return None if pods.synced else "pods are not listed yet"
 
         server = Server(context, keys, why_not_ready)
@@ -108,6 +133,8 @@ async def running(
                 ("pods", pods.run()),
                 ("keys", keys.follow(settings.keys_poll_s)),
                 ("sweep", front.sweep()),
+                ("budgets", budgets.follow(settings.budgets_s)),
+                *((("gateways", gateways.run()),) if gateways is not None else ()),
                 ("warm", _keep_warm(kube)),
                 ("deadlines", engines.watch()),
             )
@@ -127,6 +154,7 @@ async def running(
             await server.drain(settings.drain_s)
         finally:
             await demand.close()
+            await budgets.exchange()
             await runner.cleanup()
             await side.cleanup()
             for task in background:

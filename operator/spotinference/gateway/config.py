@@ -94,6 +94,16 @@ class GatewaySettings(BaseSettings):
     demand_retry_max_s: float = 2.0
     demand_attempts: int = 5
 
+    # --- limits ---------------------------------------------------------------------------------
+    namespace: str | None = None
+    """Our own; where months' tokens are kept. Unset: in this process alone."""
+    peers_selector: str | None = None
+    """Labels of the gateways' pods, which share the limits of keys. Unset: this one is alone."""
+    processes: int = Field(default=1, ge=1)
+    """Gateway processes in this pod: they share the limits too."""
+    budgets_s: float = 5.0
+    """Between two exchanges of months' tokens: what a crash may forget."""
+
     # --- process --------------------------------------------------------------------------------
     keys_poll_s: float = 1.0
     drain_s: float = 25.0

@@ -8,6 +8,7 @@ from spotinference.clients.clock import Clock
 from spotinference.gateway.catalogue import Catalogue
 from spotinference.gateway.config import GatewaySettings
 from spotinference.gateway.engines import Engines
+from spotinference.gateway.limits import Limits
 from spotinference.gateway.metrics import Metrics
 from spotinference.gateway.parking import Parking
 from spotinference.gateway.replicas import Replicas
@@ -24,3 +25,4 @@ class Context:
     engines: Engines
     metrics: Metrics
     vitals: Vitals
+    limits: Limits

@@ -55,6 +55,12 @@ class Code(Enum):
     ENDPOINT_NOT_SUPPORTED = Row(
         404, "invalid_request_error", False, "The engine of this tier does not have that path."
     )
+    RATE_LIMIT_EXCEEDED = Row(
+        429, "rate_limit_error", True, "The key is at one of its limits; Retry-After says how long."
+    )
+    BUDGET_EXCEEDED = Row(
+        429, "insufficient_quota", False, "The key has used its tokens of this month."
+    )
     PARKED_FULL = Row(429, "rate_limit_error", True, "As many requests wait for this tier as may.")
     TIER_PAUSED = Row(503, "service_unavailable_error", False, "spec.paused is set.")
     TIER_INVALID = Row(

@@ -38,6 +38,7 @@ from spotinference.gateway.errors import Code, GatewayError
 from spotinference.gateway.replicas import Replica
 from spotinference.gateway.reply import Reply
 from spotinference.gateway.search import Search
+from spotinference.gateway.trace import Trace
 from spotinference.gateway.waiting import Waiting
 
 log = structlog.get_logger(__name__)
@@ -79,6 +80,7 @@ class Exchange:
         self._refusals = 0
         """of these attempts, those that a full queue turned away"""
         self._losses = 0
+        self.trace = Trace()
 
     # --- the way of a request -------------------------------------------------------------------
 
@@ -96,6 +98,7 @@ class Exchange:
             account.use(self._delivered.usage)
         elif account.completion_tokens is None:  # cut short, or from an engine that does not tell
             account.prompt_tokens, account.completion_tokens = self._delivered.counted()
+        self.trace.parked_s = self._search.parked_s
 
     async def _run(self) -> web.StreamResponse:
         try:
@@ -141,6 +144,7 @@ class Exchange:
                 await self._failed(replica, failure)
                 continue
             self._first_byte()
+            self.trace.token()
             return await self._reply.send(
                 web.Response(
                     body=answer,
@@ -153,7 +157,7 @@ class Exchange:
         limit = self._context.settings.max_answer_bytes
         answer = bytearray()
         async with self._context.engines.answer(
-            replica, self._prepared.endpoint, body, request_id=self._attempt_id(), stream=False,
+            replica, self._prepared.endpoint, body, request_id=self._attempt_id(replica), stream=False,
             work=self._search.work,
         ) as attempt:  # fmt: skip
             response = self._opened(attempt)
@@ -223,8 +227,11 @@ class Exchange:
 
     # --- one attempt ----------------------------------------------------------------------------
 
-    def _attempt_id(self) -> str:
+    def _attempt_id(self, replica: Replica) -> str:
         """The engine's id of this attempt: two attempts must not meet as one on a replica."""
+        self.trace.started(
+            replica, replayed=self.account.replayed_tokens + self.account.replayed_prompt_tokens
+        )
         self._attempts += 1
         return self._id if self._attempts == 1 else f"{self._id}-{self._attempts}"
 
@@ -240,7 +247,7 @@ class Exchange:
                 body = continuation.with_max_tokens(request, limit)
         path = request.path if request is not None else self._prepared.endpoint.value
         async with self._context.engines.answer(
-            replica, path, orjson.dumps(body), request_id=self._attempt_id(), stream=True,
+            replica, path, orjson.dumps(body), request_id=self._attempt_id(replica), stream=True,
             work=self._search.work,
         ) as attempt:  # fmt: skip
             response = self._opened(attempt)
@@ -282,6 +289,7 @@ class Exchange:
         await self._reply.write(
             chunks.hide_token_ids(raw) if self._prepared.hide_token_ids else raw
         )
+        self.trace.token()
 
     async def _with_care(self, replica: Replica, whole: bytes) -> None:
         """Events that end the answer, or among which an engine's error may be.
@@ -316,6 +324,7 @@ class Exchange:
             await self._reply.write(
                 chunks.hide_token_ids(out) if self._prepared.hide_token_ids else out
             )
+            self.trace.token()
         if failure is not None:
             raise failure
 
@@ -350,6 +359,7 @@ class Exchange:
                     await self._began(replica)
                     self._count(request, "continued")
                 await self._reply.write(out)
+                self.trace.token()
                 if self._delivered.done:
                     await engines.to_the_end(response)
                     return
@@ -402,6 +412,11 @@ class Exchange:
 
     async def _failed(self, replica: Replica, failure: Exception) -> None:
         """Returns when another attempt may be made; raises what the client is told."""
+        if isinstance(failure, Unreachable | Busy | Draining):
+            self.trace.not_taken()
+        else:
+            _, delivered = self._delivered.counted()
+            self.trace.ended(type(failure).__name__.lower(), delivered=delivered or 0)
         if isinstance(failure, Busy):  # a search among full queues has an end of its own
             self._search.busy(replica)
             self._refusals += 1

@@ -70,6 +70,7 @@ class Metrics:
             "tier", "outcome",
         )  # fmt: skip
         self.demand_writes = counter("demand_writes", "Writes of demand Leases.", "verb", "result")
+        self.limited = counter("limited_requests", "Requests above a limit of their key.", "limit")
         self.bugs = counter("bugs", "Requests that failed by a mistake of the gateway.")
 
     def render(self) -> bytes:

@@ -56,6 +56,7 @@ class Relay(Exchange):
                 await self._failed(replica, failure)
                 continue
             self._first_byte()
+            self.trace.token()
             return await self._reply.send(
                 web.Response(
                     body=answer,
@@ -68,7 +69,7 @@ class Relay(Exchange):
         limit = self._context.settings.max_answer_bytes
         answer = bytearray()
         async with self._context.engines.answer(
-            replica, self._prepared.endpoint, body, request_id=self._attempt_id(), stream=False,
+            replica, self._prepared.endpoint, body, request_id=self._attempt_id(replica), stream=False,
             work=self._search.work,
         ) as attempt:  # fmt: skip
             response = self._opened(attempt)
@@ -161,7 +162,7 @@ class ResponsesRelay(Relay):
             replica,
             self._prepared.endpoint,
             orjson.dumps(self._prepared.body),
-            request_id=self._attempt_id(),
+            request_id=self._attempt_id(replica),
             stream=True,
             work=self._search.work,
         ) as attempt:
@@ -177,6 +178,7 @@ class ResponsesRelay(Relay):
                             await self._began(replica)
                             self._continued(carried_on)
                         await self._reply.write(out)
+                        self.trace.token()
                     elif self._reply.begun and time.monotonic() >= beat_at:
                         beat_at = time.monotonic() + self._context.settings.heartbeat_s
                         await self._reply.write(KEEP_ALIVE)

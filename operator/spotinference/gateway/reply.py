@@ -14,6 +14,8 @@ from aiohttp import HttpVersion11, web
 from spotinference.gateway.config import GatewaySettings
 from spotinference.gateway.errors import GatewayError
 
+ANSWER_HEADERS = web.RequestKey("answer_headers", dict)
+"""Headers that any answer to this request carries."""
 FLUSH_TIMEOUT_S = 1.0
 """The last event before an abort gets this long to leave."""
 LOW_WATER_BYTES = 16 * 1024
@@ -28,7 +30,7 @@ class Reply:
         self.request_id = request_id
         self._response: web.StreamResponse | None = None
         self.aborted = False
-        self.headers: dict[str, str] = {}
+        self.headers: dict[str, str] = dict(http.get(ANSWER_HEADERS, {}))
         """on every answer, streamed or whole"""
         self.as_event: Callable[[GatewayError], bytes] = GatewayError.event
         """the error in the form that this stream's clients read"""

@@ -29,6 +29,8 @@ class Search:
         context.vitals.asked(waiting.tier.ref)
         self.found_at = time.monotonic()
         """monotonic; when the last replica was found"""
+        self.parked_s = 0.0
+        """waited for a replica, in all"""
 
     async def replica(self) -> Replica:
         """The next to try; waits for one within the cap, else `wake_timeout` or `engine_busy`."""
@@ -43,7 +45,7 @@ class Search:
                     self.found_at = time.monotonic()
                     return replica
             if not any(r.routable for r in replicas.of(self._waiting.tier.ref)):
-                await self._waiting.park()
+                await self._park()
             elif self._busy:
                 await self._all_busy()
             else:
@@ -51,6 +53,13 @@ class Search:
                     Code.NOT_CONTINUABLE,
                     "The replicas that are left serve another revision of the model.",
                 )
+
+    async def _park(self) -> None:
+        since = time.monotonic()
+        try:
+            await self._waiting.park()
+        finally:
+            self.parked_s += time.monotonic() - since
 
     def busy(self, replica: Replica) -> None:
         """Its queue is full: not this one again before the others were asked."""

@@ -15,13 +15,23 @@ from spotinference.api.kinds import Json
 from spotinference.core import continuation, responses
 from spotinference.core.chunks import Endpoint
 from spotinference.core.continuation import Prepared
-from spotinference.gateway import errors, exchange, listener, metrics, models, relay, requests
+from spotinference.gateway import (
+    errors,
+    exchange,
+    limits,
+    listener,
+    metrics,
+    models,
+    relay,
+    requests,
+)
 from spotinference.gateway.catalogue import Tier
 from spotinference.gateway.context import Context
 from spotinference.gateway.errors import Code, GatewayError
 from spotinference.gateway.exchange import Exchange
 from spotinference.gateway.keys import KeyRing
 from spotinference.gateway.relay import Relay, ResponsesRelay
+from spotinference.gateway.reply import ANSWER_HEADERS
 
 log = structlog.get_logger(__name__)
 
@@ -29,6 +39,7 @@ Handler = Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]
 REQUEST_ID_BYTES = 16
 SEED_BITS = 31
 REQUEST_ID = web.RequestKey("request_id", str)
+KEY = web.RequestKey("key", ApiKey)
 TIER_NAME = web.RequestKey("tier_name", str)
 
 
@@ -124,7 +135,11 @@ class Server:
         response = web.Response(
             body=error.body(),
             status=error.status,
-            headers={**error.headers(), "x-request-id": http[REQUEST_ID]},
+            headers={
+                **error.headers(),
+                "x-request-id": http[REQUEST_ID],
+                **self._limit_headers(http),
+            },
         )
         if error.status in {408, 413} or error.code is Code.MALFORMED_HTTP or self.stopping:
             response.force_close()
@@ -142,6 +157,10 @@ class Server:
         tier = self._tier(key, body["model"])
         http[TIER_NAME] = tier.ref.name
         kind, prepared = _prepared(endpoint, body, tier)
+        grant = self._context.limits.admit(
+            key, limits.estimate(body, len(raw), completes=endpoint.completes)
+        )
+        http[ANSWER_HEADERS] = self._limit_headers(http)
         run = kind(
             self._context,
             http,
@@ -151,15 +170,29 @@ class Server:
             request_id=http[REQUEST_ID],
             body_bytes=len(raw),
         )
-        response = await run.run()
-        code = "aborted" if run.aborted else "ok"
+        code = "client_gone"
+        try:
+            response = await run.run()
+            code = "aborted" if run.aborted else "ok"
+        except GatewayError as error:
+            code = error.code.wire
+            raise
+        finally:
+            run.trace.ended(code, delivered=run.account.completion_tokens or 0)
+            grant.settle((run.account.prompt_tokens or 0) + (run.account.completion_tokens or 0))
         self._context.metrics.requests.labels(tier.ref.name, code).inc()
         return response
 
+    def _limit_headers(self, http: web.BaseRequest) -> dict[str, str]:
+        key = http.get(KEY)
+        return self._context.limits.headers(key) if key is not None else {}
+
     def _authenticated(self, http: web.BaseRequest) -> ApiKey:
-        return self._keys.authenticate(
+        key = self._keys.authenticate(
             http.headers.getall("Authorization", []), self._context.clock.now()
         )
+        http[KEY] = key
+        return key
 
     def _tier(self, key: ApiKey, model: str) -> Tier:
         """The tier that is to answer."""
@@ -188,12 +221,14 @@ class Server:
     # --- the rest -------------------------------------------------------------------------------
 
     async def _models(self, http: web.BaseRequest) -> web.StreamResponse:
-        return _json(models.listed(self._context, self._authenticated(http)))
+        key = self._authenticated(http)
+        return _json(models.listed(self._context, key), self._limit_headers(http))
 
     async def _model(self, http: web.BaseRequest) -> web.StreamResponse:
         key = self._authenticated(http)
         name = models.name_in(_path(http))
-        return _json(models.shown(self._context, self._found(key, name), name))
+        shown = models.shown(self._context, self._found(key, name), name)
+        return _json(shown, self._limit_headers(http))
 
     async def _healthz(self, _: web.BaseRequest) -> web.StreamResponse:
         return web.Response(text="ok\n")
@@ -226,5 +261,5 @@ def _path(http: web.BaseRequest) -> str:
     return http.raw_path.partition("?")[0]
 
 
-def _json(value: object) -> web.Response:
-    return web.Response(body=orjson.dumps(value), content_type="application/json")
+def _json(value: object, headers: dict[str, str]) -> web.Response:
+    return web.Response(body=orjson.dumps(value), content_type="application/json", headers=headers)

@@ -1,0 +1,82 @@
+"""What happened to one request, for its usage records: attempts, first bytes, gaps, parked time.
+
+On the way of every token only `token` runs. The exchange calls; `usage` makes records of it.
+"""
+
+from __future__ import annotations
+
+import time
+from array import array
+from dataclasses import dataclass, field
+
+from spotinference.gateway.replicas import Replica
+
+MAX_GAPS = 4096
+"""Of one attempt, 4 bytes each; a longer answer's percentiles are those of its first chunks."""
+
+
+@dataclass(slots=True)
+class Attempt:
+    """One attempt that an engine was asked for."""
+
+    number: int
+    replica: Replica
+    outstanding: int
+    """requests that the replica had when this one came"""
+    started: float
+    replayed: int
+    """tokens that had to be computed anew, because an earlier attempt was lost"""
+    first_at: float | None = None
+    last_at: float = 0.0
+    ended: float | None = None
+    status: str = "running"
+    completion: int = 0
+    gaps: array[float] = field(default_factory=lambda: array("f"))
+
+
+class Trace:
+    def __init__(self) -> None:
+        self.arrived = time.monotonic()
+        self.attempts: list[Attempt] = []
+        self.parked_s = 0.0
+
+    @property
+    def current(self) -> Attempt | None:
+        return self.attempts[-1] if self.attempts else None
+
+    def started(self, replica: Replica, *, replayed: int) -> None:
+        """`replayed`: of the whole request until now."""
+        earlier = sum(attempt.replayed for attempt in self.attempts)
+        self.attempts.append(
+            Attempt(
+                number=len(self.attempts) + 1,
+                replica=replica,
+                outstanding=replica.outstanding,
+                started=time.monotonic(),
+                replayed=replayed - earlier,
+            )
+        )
+
+    def token(self) -> None:
+        """A piece of the answer went to the client."""
+        attempt = self.attempts[-1]
+        now = time.monotonic()
+        if attempt.first_at is None:
+            attempt.first_at = now
+        elif len(attempt.gaps) < MAX_GAPS:
+            attempt.gaps.append(now - attempt.last_at)
+        attempt.last_at = now
+
+    def not_taken(self) -> None:
+        """The engine did nothing for the current attempt: no connection, a full queue, a drain."""
+        self.attempts.pop()
+
+    def ended(self, status: str, *, delivered: int) -> None:
+        """The current attempt is over; `delivered`: tokens that the client has of all attempts."""
+        attempt = self.current
+        if attempt is None or attempt.ended is not None:
+            return
+        attempt.ended = time.monotonic()
+        attempt.status = status
+        before = sum(other.completion for other in self.attempts[:-1])
+        attempt.completion = max(0, delivered - before)
