@@ -93,6 +93,11 @@ def sound(raw: bytes) -> bool:
     return (b'"error"' not in raw and b'"abort"' not in raw) or _TROUBLE.search(raw) is None
 
 
+def ordinary(raw: bytes) -> bool:
+    """Whether these events may go to the client as they are, unparsed: sound, and all with choices."""
+    return sound(raw) and NO_CHOICES not in raw
+
+
 def _utf8(raw: bytes) -> bool:
     try:
         raw.decode()

@@ -260,19 +260,38 @@ class Exchange:
                 raise Lost(f"{replica.name}: {type(error).__name__}: {error}") from error
 
     async def _relay(self, replica: Replica, response: Answer) -> None:
-        """The way of every token: whole events, their bytes as they are but for hidden ids."""
+        """The way of every token: whole events, their bytes as they are but for hidden ids.
+
+        Once the answer flows, a chunk goes from the engine's socket to the client's without a
+        task switch; this task only wakes for what ends the answer, and for a slow client.
+        """
         framer = Framer()
-        first = True
-        async for data in response.parts():
-            if first:
-                self._expect_more()
+        reply, delivered = self._reply, self._delivered
+        hide = self._prepared.hide_token_ids
+        first, held = True, b""
+
+        def take(data: bytes) -> bool:
+            nonlocal held
             whole = framer.feed(data)
             if not whole:
+                return True
+            if first or not chunks.ordinary(whole):
+                held = whole
+                return False
+            delivered.record(whole)
+            return reply.push(chunks.hide_token_ids(whole) if hide else whole)
+
+        while not await response.pipe(take):
+            whole, held = held, b""
+            if not whole:
+                await reply.drain()
                 continue
-            if not chunks.sound(whole) or chunks.NO_CHOICES in whole:
-                # [DONE] is not sound: it ends the answer or it does not
+            if first:
+                self._expect_more()
+            if not chunks.ordinary(whole):
+                # [DONE] is not: it ends the answer or it does not
                 await self._with_care(replica, whole)
-                if self._delivered.done:
+                if delivered.done:
                     await engines.to_the_end(response)
                     return
                 continue
@@ -280,8 +299,8 @@ class Exchange:
                 first = False
                 await self._began(replica)
             await self._forward(whole)
-        self._delivered.settle()
-        if not self._delivered.done:
+        delivered.settle()
+        if not delivered.done:
             raise Lost(f"{replica.name}: the stream ended without [DONE]")
 
     async def _forward(self, raw: bytes) -> None:

@@ -10,6 +10,7 @@ from contextlib import contextmanager, suppress
 
 import aiohttp
 from aiohttp import HttpVersion11, web
+from aiohttp.abc import AbstractStreamWriter
 
 from spotinference.gateway.config import GatewaySettings
 from spotinference.gateway.errors import GatewayError
@@ -29,6 +30,8 @@ class Reply:
         self._settings = settings
         self.request_id = request_id
         self._response: web.StreamResponse | None = None
+        self._writer: AbstractStreamWriter | None = None
+        self._chunked = False
         self.aborted = False
         self.headers: dict[str, str] = dict(http.get(ANSWER_HEADERS, {}))
         """on every answer, streamed or whole"""
@@ -52,7 +55,26 @@ class Reply:
             }
         )
         self._response = response
-        await response.prepare(self._http)
+        self._writer = await response.prepare(self._http)
+        self._chunked = response.headers.get("Transfer-Encoding") == "chunked"  # not in HTTP/1.0
+
+    def push(self, data: bytes) -> bool:
+        """`write` without waiting, after a first `write`; False: `drain` before the next.
+
+        Not through aiohttp's `write`, which costs more than all else on the way of a token.
+        """
+        transport = self._http.transport
+        if transport is None or transport.is_closing():
+            raise ConnectionResetError("the client is gone")
+        if self._chunked:
+            data = b"%x\r\n%b\r\n" % (len(data), data)
+        transport.write(data)
+        return transport.get_write_buffer_size() <= LOW_WATER_BYTES
+
+    async def drain(self) -> None:
+        """Waits while the client takes nothing, with a limit."""
+        assert self._writer is not None
+        await self._in_time(self._writer.drain())
 
     async def write(self, data: bytes) -> None:
         """Waits while the client takes nothing (so the engine is not read either), with a limit."""
