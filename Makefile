@@ -71,7 +71,7 @@ lock: env ## resolve the requirements anew (hashes, no index addresses)
 	@for p in vllm-router sglang-router litellm; do UV_CUSTOM_COMPILE_COMMAND="make lock" .venv/bin/uv pip compile --quiet --upgrade $(PEERS)/$$p.in -o $(PEERS)/$$p.txt || exit 1; done
 bench: assets ## measure wakes, crowds, reclaims, idle writes (about 15 minutes)
 	@for b in $(BENCHMARKS); do echo "== benchmarks.$$b"; $(PY) -m benchmarks.$$b || exit 1; done
-bench-gateway: proxies ## the gateway beside nginx and other routers (about 25 minutes; needs a C compiler)
+bench-gateway: env ## the gateway beside nginx and other routers (about 25 minutes; needs a C compiler)
 	@$(PY) -m benchmarks.gateway
 wheel: env ## build the wheel into dist/
 	@.venv/bin/uv build --quiet --wheel --no-build-isolation --python .venv/bin/python
