@@ -104,9 +104,9 @@ async def running(
         if settings.peers_selector
         else None
     )  # fmt: skip
-    parking = Parking(settings, demand.count_changed)
+    parking = Parking(settings, metrics, on_wanted=demand.wanted_changed, room=replicas.room)
     demand.bind(parking)
-    replicas.on_routable = parking.release
+    replicas.on_routable = parking.replica_came
     catalogue.on_change = _ends_waits(parking, catalogue, vitals)
     pool = Pool(limit=settings.engine_connections, keepalive_s=ENGINE_KEEPALIVE_S)
     async with (
@@ -114,6 +114,7 @@ async def running(
         asyncio.TaskGroup() as tasks,
     ):
         engines = Engines(pool, replicas, settings, metrics, vitals, tasks.create_task)
+        engines.on_slot = parking.release
         context = Context(
             settings, clock, catalogue, replicas, parking, engines, metrics, vitals, limits
         )
@@ -156,6 +157,7 @@ async def running(
             await site.stop()
             await server.drain(settings.drain_s)
         finally:
+            parking.close()
             await demand.close()
             await budgets.exchange()
             await runner.cleanup()
@@ -180,7 +182,8 @@ def _ends_waits(
             return
         last[ref] = tier
         if tier.spec.paused:
-            parking.fail(ref, lambda: gateway_errors.tier_paused(tier.names[0]))
+            # What has begun waits on, to the cap: the tier may be resumed, or a replica be left.
+            parking.fail(ref, lambda: gateway_errors.tier_paused(tier.names[0]), answered_too=False)
 
     return changed
 

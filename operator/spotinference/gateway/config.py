@@ -46,12 +46,25 @@ class GatewaySettings(BaseSettings):
     """Over all tiers; each tier has its own bound in spec.wake.maxParked."""
     max_parked_bytes: int = 512 * 1024 * 1024
     """Bodies of parked requests."""
+    max_parked_bytes_per_tier: int = 256 * 1024 * 1024
+    max_parked_per_key: int = 2_000
+    """One client must not fill the places of all others; twice what a tier holds by default."""
+    max_parked_bytes_per_key: int = 128 * 1024 * 1024
     parked_retry_after_s: int = 5
-    fail_fast_s: float = 5.0
+    fail_fast_s: float = 10.0
     """A parked stream gets its status this late at the latest; until then a true 504 or 503 can
-    still be answered, afterwards it is 200 and heartbeats."""
+    still be answered, afterwards it is 200 and heartbeats. Proxies cut at 30 s of silence."""
+    busy_wait_s: float = 8.0
+    """A request that meets full queues everywhere waits so long for a slot before it is told to
+    come back: below `fail_fast_s`, so that this is always a true 503."""
+    busy_retry_s: float = 0.25
+    """A replica with a full queue is asked again after this, or when it ends an answer."""
+    reject_hold_s: float = 60.0
+    """A key that does not wait keeps the tier awake for the Retry-After it got and this much
+    longer: time for its retry to arrive."""
     heartbeat_s: float = 10.0
-    """SSE comments to parked streams; proxies cut at 60 s of silence, some at 30."""
+    """SSE comments to parked streams, spaces before answers that are not streamed; proxies cut at
+    60 s of silence, some at 30."""
     empty_chunk_s: float = 60.0
     """Clients that count parsed chunks only (LangChain: 120 s) get one without choices."""
 

@@ -61,17 +61,16 @@ class DemandWriter:
         self._parking: Parking | None = None
 
     def bind(self, parking: Parking) -> None:
-        """Where the numbers come from; Parking is made with `count_changed` first."""
+        """Where the numbers come from; Parking is made with `wanted_changed` first."""
         self._parking = parking
 
-    def count_changed(self, ref: TierRef, parked: int) -> None:
+    def wanted_changed(self, ref: TierRef, wanted: int) -> None:
         """Called by Parking at every change; starts or wakes the tier's task."""
-        self._metrics.parked.labels(ref.name).set(parked)
         if ref in self._tasks:
-            if parked == 0:
+            if wanted == 0:
                 self._wakeups[ref].set()
             return
-        if parked:
+        if wanted:
             self._wakeups[ref] = asyncio.Event()
             self._tasks[ref] = asyncio.get_running_loop().create_task(
                 self._keep(ref), name=f"demand {ref}"
@@ -86,16 +85,16 @@ class DemandWriter:
             for task in late:
                 task.cancel()
 
-    def _parked(self, ref: TierRef) -> int:
-        return self._parking.parked(ref) if self._parking is not None else 0
+    def _wanted(self, ref: TierRef) -> int:
+        return self._parking.wanted(ref) if self._parking is not None else 0
 
     async def _keep(self, ref: TierRef) -> None:
         wakeup = self._wakeups[ref]
         try:
-            while self._parked(ref):
+            while self._wanted(ref):
                 wakeup.clear()
                 await self._write(ref)
-                if not self._parked(ref):
+                if not self._wanted(ref):
                     break
                 try:
                     async with asyncio.timeout(demand.RENEW_S):
@@ -110,13 +109,13 @@ class DemandWriter:
         finally:
             del self._tasks[ref]
             del self._wakeups[ref]
-            if self._parked(ref):  # somebody came while the Lease was being deleted
-                self.count_changed(ref, self._parked(ref))
+            if self._wanted(ref):  # somebody came while the Lease was being deleted
+                self.wanted_changed(ref, self._wanted(ref))
 
     async def _write(self, ref: TierRef) -> None:
         """One apply; retried while it may help and somebody waits."""
         attempt = 0
-        while self._parked(ref):
+        while self._wanted(ref):
             attempt += 1
             try:
                 await self._apply(ref)
@@ -139,7 +138,7 @@ class DemandWriter:
         oldest = parking.oldest(ref) if parking is not None else None
         if tier is None or oldest is None:
             return
-        said = demand.Demand(self._id, self._parked(ref), oldest)
+        said = demand.Demand(self._id, self._wanted(ref), oldest)
         lease = demand.lease(
             namespace=ref.namespace,
             tier=ref.name,
@@ -158,7 +157,7 @@ class DemandWriter:
                 reraise=True,
             ):
                 with attempt:
-                    if not self._parked(ref):
+                    if not self._wanted(ref):
                         name = names.demand_lease(ref.name, self._id)
                         await self._kube.delete(LEASE, name, ref.namespace)
             self._metrics.demand_writes.labels("delete", "written").inc()

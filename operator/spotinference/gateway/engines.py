@@ -13,7 +13,8 @@ import structlog
 
 from spotinference.clients import engine_http
 from spotinference.clients.engine_http import Answer, Broken, NoConnection, Pool, head
-from spotinference.core import ejection
+from spotinference.core import ejection, pacing
+from spotinference.core.observed import TierRef
 from spotinference.core.routing import Work
 from spotinference.core.splice import EngineFailed
 from spotinference.core.stream import EventTooLong
@@ -86,6 +87,8 @@ class Engines:
         self._spawn = spawn
         self._open: set[Attempt] = set()
         self._closed = asyncio.Event()
+        self.on_slot: Callable[[TierRef], None] | None = None
+        """called when a replica of the tier can take one more"""
 
     def close(self) -> None:
         """Ends the probing of ejected replicas."""
@@ -112,6 +115,7 @@ class Engines:
         """
         self._open.discard(attempt)
         attempt.close(whole=error is None)
+        self._slot(attempt.replica)
         if not isinstance(error, _BLAMED):
             return None
         self._strike(attempt.replica, error)
@@ -200,6 +204,31 @@ class Engines:
             return answer.status, await _bounded(answer, MAX_MODELS_BYTES)
         finally:
             answer.close()
+
+    def full(self, replica: Replica) -> None:
+        """Its queue is full with what it runs for us now: one more per answer that ends, and a
+        little more each time nobody was refused for a while.
+        """
+        growing = replica.limit < replica.slots
+        replica.limit = min(replica.running, replica.limit)
+        if not growing:
+            self._grow_later(replica)
+
+    def _grow_later(self, replica: Replica) -> None:
+        pause_s = self._settings.busy_retry_s * random.uniform(0.5, 1.5)
+        asyncio.get_running_loop().call_later(pause_s, self._grow, replica)
+
+    def _grow(self, replica: Replica) -> None:
+        if self._closed.is_set() or replica not in self._replicas.of(replica.tier):
+            return
+        replica.limit = pacing.grown(replica.limit, replica.slots)
+        if replica.limit < replica.slots:
+            self._grow_later(replica)
+        self._slot(replica)
+
+    def _slot(self, replica: Replica) -> None:
+        if self.on_slot is not None:
+            self.on_slot(replica.tier)
 
     def _strike(self, replica: Replica, error: BaseException) -> None:
         """Failures in a row take a replica out, unless too many of its tier are out already."""

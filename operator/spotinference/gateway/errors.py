@@ -61,7 +61,12 @@ class Code(Enum):
     BUDGET_EXCEEDED = Row(
         429, "insufficient_quota", False, "The key has used its tokens of this month."
     )
-    PARKED_FULL = Row(429, "rate_limit_error", True, "As many requests wait for this tier as may.")
+    PARKED_FULL = Row(
+        429,
+        "rate_limit_error",
+        True,
+        "As many requests wait for this tier, of this key or in all as may.",
+    )
     TIER_PAUSED = Row(503, "service_unavailable_error", False, "spec.paused is set.")
     TIER_INVALID = Row(
         503,
@@ -72,8 +77,17 @@ class Code(Enum):
     TIER_DELETED = Row(
         503, "service_unavailable_error", False, "The tier was deleted while the request waited."
     )
+    MODEL_WARMING = Row(
+        503,
+        "service_unavailable_error",
+        None,
+        "The tier wakes, and the key is one that does not wait; Retry-After says how long it may "
+        "take. x-should-retry is false above 120 s, where SDKs would come back too early.",
+    )
     WAKE_TIMEOUT = Row(504, "timeout_error", False, "No replica became ready within spec.wake.cap.")
-    ENGINE_BUSY = Row(503, "service_unavailable_error", True, "All replicas have full queues.")
+    ENGINE_BUSY = Row(
+        503, "service_unavailable_error", True, "All replicas have had full queues for a while."
+    )
     ENGINE_FAILED = Row(
         502, "api_error", None, "Replicas answered with an error, or not in the protocol."
     )
@@ -95,6 +109,11 @@ class Code(Enum):
     @property
     def wire(self) -> str:
         return self.name.lower()
+
+
+SDK_PATIENCE_S = 120
+"""The OpenAI SDK obeys a Retry-After up to this. Above it new ones do not retry at all, and others
+come back after seconds."""
 
 
 class GatewayError(Exception):
@@ -136,8 +155,11 @@ class GatewayError(Exception):
         headers = {"Content-Type": "application/json"}
         if self.retry_after_s is not None:
             headers["Retry-After"] = str(self.retry_after_s)
-        if self.code.value.retry is not None:
-            headers["x-should-retry"] = "true" if self.code.value.retry else "false"
+        retry = self.code.value.retry
+        if retry is None and self.retry_after_s is not None:
+            retry = self.retry_after_s <= SDK_PATIENCE_S
+        if retry is not None:
+            headers["x-should-retry"] = "true" if retry else "false"
         if self.status == 401:
             headers["WWW-Authenticate"] = "Bearer"
         return headers

@@ -67,7 +67,7 @@ class Exchange:
         """what the answer took; complete when `run` has returned or raised"""
         self._delivered = Delivered(prepared.endpoint)
         self._arrived = time.monotonic()
-        ticket = context.parking.ticket(context.clock.now(), body_bytes)
+        ticket = context.parking.ticket(context.clock.now(), body_bytes, key.id)
         self._waiting = Waiting(
             context, tier, prepared, self._delivered, self._reply, ticket, key=key
         )
@@ -103,7 +103,7 @@ class Exchange:
     async def _run(self) -> web.StreamResponse:
         try:
             if not self._prepared.stream:
-                return await self._plain()
+                return await self._plain_kept_alive()
             await self._stream()
             return await self._reply.finish()
         except GatewayError as error:
@@ -132,6 +132,15 @@ class Exchange:
     @property
     def aborted(self) -> bool:
         return self._reply.aborted
+
+    async def _plain_kept_alive(self) -> web.StreamResponse:
+        settings = self._context.settings
+        if self._key.keep_alive:
+            self._reply.keep_alive(settings.fail_fast_s, settings.heartbeat_s)
+        try:
+            return await self._plain()
+        finally:
+            await self._reply.still()
 
     async def _plain(self) -> web.StreamResponse:
         """Nothing is sent before the answer is whole, so every failure may be tried elsewhere."""

@@ -35,6 +35,13 @@ class Metrics:
         self.requests = counter("requests", "Requests by tier and outcome.", "tier", "code")
         self.in_flight = gauge("requests_in_flight", "Requests being answered or parked.")
         self.parked = gauge("parked_requests", "Requests that wait for a replica.", "tier")
+        self.parked_bytes = gauge("parked_bytes", "Bodies of the requests that wait.")
+        self.parked_refused = counter(
+            "parked_refused", "Requests that found no place to wait, by the bound.", "bound"
+        )
+        self.rejected_warming = counter(
+            "rejected_warming", "Requests of keys that do not wait, to a tier that wakes.", "tier"
+        )
         self.parked_seconds = histogram("parked_seconds", "Time a request was parked.", "tier")
         self.first_byte_seconds = histogram(
             "first_byte_seconds", "Arrival to the first byte of the answer.", "tier"

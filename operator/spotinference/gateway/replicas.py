@@ -13,7 +13,7 @@ import structlog
 
 from spotinference.api import names
 from spotinference.api.kinds import Json
-from spotinference.core import routing
+from spotinference.core import pacing, routing
 from spotinference.core.ejection import STRIKES
 from spotinference.core.observed import TierRef
 from spotinference.core.routing import Work
@@ -41,6 +41,10 @@ class Replica:
     """tokens of the answers it is giving: prompts not yet prefilled, and answers expected"""
     running: int = 0
     """answers it is giving"""
+    slots: int = pacing.DEFAULT_SLOTS
+    """answers it can give at a time"""
+    limit: int = field(init=False)
+    """of these, how many it seems to have for us: it said lately that its queue is full"""
     seed: int = field(init=False)
     """its place in the order of every affinity"""
     on_gone: set[Callable[[], None]] = field(default_factory=set)
@@ -48,6 +52,7 @@ class Replica:
 
     def __post_init__(self) -> None:
         self.seed = routing.seed(self.uid)
+        self.limit = self.slots
 
     @property
     def routable(self) -> bool:
@@ -89,6 +94,7 @@ class Replicas:
                 uid=uid,
                 base_url=base_url,
                 fingerprint=_fingerprint(after),
+                slots=pacing.slots(_engine(after).get("args") or ()),
             )
             self._by_tier[ref][uid] = replica
         was = replica.routable
@@ -114,6 +120,11 @@ class Replicas:
 
     def of(self, ref: TierRef) -> Collection[Replica]:
         return self._by_tier.get(ref, {}).values()
+
+    def room(self, ref: TierRef, on_the_way: int) -> int:
+        """How many more requests its replicas can take now."""
+        able = [(r.limit, r.running) for r in self.of(ref) if r.routable]
+        return pacing.room(able, on_the_way)
 
     def pick(
         self,

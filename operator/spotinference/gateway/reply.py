@@ -32,6 +32,7 @@ class Reply:
         self._response: web.StreamResponse | None = None
         self._writer: AbstractStreamWriter | None = None
         self._chunked = False
+        self._alive: asyncio.Task[None] | None = None
         self.aborted = False
         self.headers: dict[str, str] = dict(http.get(ANSWER_HEADERS, {}))
         """on every answer, streamed or whole"""
@@ -76,6 +77,31 @@ class Reply:
         assert self._writer is not None
         await self._in_time(self._writer.drain())
 
+    def keep_alive(self, first_s: float, every_s: float) -> None:
+        """From `first_s` on, spaces go out before an answer that is sent whole: JSON may begin with
+        them, and a proxy sees life. The status is 200 from then on; an error later is the body of
+        an aborted answer.
+        """
+        self.as_event = GatewayError.body
+        self._alive = asyncio.get_running_loop().create_task(self._spaces(first_s, every_s))
+
+    async def _spaces(self, first_s: float, every_s: float) -> None:
+        await asyncio.sleep(first_s)
+        try:
+            await self.begin({"Content-Type": "application/json", "Cache-Control": "no-store"})
+            while True:
+                await self.write(b" ")
+                await asyncio.sleep(every_s)
+        except ConnectionError:
+            return  # the client is gone; the request's own task hears of it too
+
+    async def still(self) -> None:
+        """No spaces any more; idempotent."""
+        if self._alive is not None:
+            self._alive.cancel()
+            await asyncio.wait([self._alive])
+            self._alive = None
+
     async def write(self, data: bytes) -> None:
         """Waits while the client takes nothing (so the engine is not read either), with a limit."""
         if self._response is None:
@@ -94,8 +120,13 @@ class Reply:
         await self._in_time(self._response.write_eof())
         return self._response
 
-    async def send(self, response: web.Response) -> web.Response:
+    async def send(self, response: web.Response) -> web.StreamResponse:
         """A whole answer, under the same deadline as a streamed one."""
+        await self.still()
+        if self._response is not None:
+            assert isinstance(response.body, bytes)
+            await self.write(response.body)
+            return await self.finish()
         response.headers.update(self.headers)
 
         async def writing() -> None:

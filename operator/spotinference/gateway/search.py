@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import asyncio
-import random
 import time
 
+from spotinference.core.observed import TierRef
 from spotinference.core.routing import Work
 from spotinference.core.splice import EngineFailed
 from spotinference.core.stream import EventTooLong
@@ -26,6 +25,10 @@ class Search:
         self._fingerprint: str | None = None
         self._avoid: set[str] = set()
         self._busy: set[str] = set()
+        self._full_since: float | None = None
+        """monotonic; since when it waits for a slot"""
+        self._admitted = False
+        """it had its turn: it need not wait behind others"""
         context.vitals.asked(waiting.tier.ref)
         self.found_at = time.monotonic()
         """monotonic; when the last replica was found"""
@@ -34,36 +37,48 @@ class Search:
 
     async def replica(self) -> Replica:
         """The next to try; waits for one within the cap, else `wake_timeout` or `engine_busy`."""
-        replicas = self._context.replicas
         while True:
             self._waiting.refresh()
-            for avoid in (self._busy | self._avoid, self._busy):
-                replica = replicas.pick(
-                    self._waiting.tier.ref, self.work, avoid=avoid, fingerprint=self._fingerprint
-                )
+            ref = self._waiting.tier.ref
+            if self._admitted or not self._context.parking.queued(ref):
+                replica = self._pick(ref)
                 if replica is not None:
+                    self._admitted = True
                     self.found_at = time.monotonic()
                     return replica
-            if not any(r.routable for r in replicas.of(self._waiting.tier.ref)):
-                await self._park()
-            elif self._busy:
-                await self._all_busy()
+            if not any(r.routable for r in self._context.replicas.of(ref)):
+                self._waiting.may_wait()
+                self._admitted = await self._park()
+            elif self._busy or not self._admitted:
+                await self._slot(ref)
             else:
                 raise GatewayError(
                     Code.NOT_CONTINUABLE,
                     "The replicas that are left serve another revision of the model.",
                 )
 
-    async def _park(self) -> None:
+    def _pick(self, ref: TierRef) -> Replica | None:
+        """Not one that has just failed, if there is another; never one that is full."""
+        for avoid in (self._busy | self._avoid, self._busy):
+            replica = self._context.replicas.pick(
+                ref, self.work, avoid=avoid, fingerprint=self._fingerprint
+            )
+            if replica is not None:
+                return replica
+        return None
+
+    async def _park(self, until: float | None = None) -> bool:
+        """True: it is this request's turn."""
         since = time.monotonic()
         try:
-            await self._waiting.park()
+            return await self._waiting.park(until=until)
         finally:
             self.parked_s += time.monotonic() - since
 
     def busy(self, replica: Replica) -> None:
         """Its queue is full: not this one again before the others were asked."""
         self._busy.add(replica.uid)
+        self._context.engines.full(replica)
 
     def failed(self, replica: Replica, failure: Exception) -> None:
         """Any other first; raises when the tier bears no more retries.
@@ -89,19 +104,37 @@ class Search:
     def found(self, replica: Replica) -> None:
         """It answers: from now on only its equals can carry the answer on."""
         self._fingerprint = replica.fingerprint
+        self._waiting.answers()
+        self._full_since = None
         self._busy.clear()
         self._avoid.clear()
 
-    async def _all_busy(self) -> None:
-        """Full queues everywhere: an error while that is possible, else a pause."""
-        if not self._waiting.begun:
-            raise GatewayError(
-                Code.ENGINE_BUSY, "All replicas have full queues. Retry soon.", retry_after_s=1
-            )
-        if time.monotonic() >= self._waiting.deadline():
-            raise self._waiting.timeout()
-        await asyncio.sleep(random.uniform(0.1, 0.5))
+    async def _slot(self, ref: TierRef) -> None:
+        """Replicas are there, but full, or others wait for them: in turn, for a bounded time.
+
+        Behind those whose wait woke the tier it is a part of the same wait. Else it is short, for
+        as long as a true error is possible.
+        """
+        waiting = self._waiting
+        if not self._busy and self._context.parking.wanted(ref):
+            self._admitted = await self._park()
+            return
+        now = time.monotonic()
+        if self._full_since is None:
+            self._full_since = now
+        until = waiting.deadline()
+        if not waiting.begun:
+            until = min(until, self._full_since + self._context.settings.busy_wait_s)
+        if now >= until:
+            raise waiting.timeout() if waiting.begun else _engine_busy()
+        self._admitted = await self._park(until)
         self._busy.clear()
+
+
+def _engine_busy() -> GatewayError:
+    return GatewayError(
+        Code.ENGINE_BUSY, "All replicas have full queues. Retry soon.", retry_after_s=1
+    )
 
 
 _SICK = (Failed, EngineFailed, EventTooLong, Silent)

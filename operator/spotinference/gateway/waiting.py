@@ -38,7 +38,6 @@ class Waiting:
         self._delivered = delivered
         self._reply = reply
         self._ticket = ticket
-        self._admitted = False
         self.tier = tier
         """as last seen in the catalogue"""
         self.since: float | None = time.monotonic()
@@ -52,41 +51,64 @@ class Waiting:
         return self._reply.begun
 
     def refresh(self) -> None:
-        """The tier as it is now; deleted and paused ones end the wait."""
+        """The tier as it is now; its end ends the wait, a pause only one without an answer yet."""
         tier = self._context.catalogue.get(self.tier.ref)
         if tier is None:
-            raise self._context.catalogue.gone(self.tier)
-        if tier.spec.paused and not self._reply.begun:
+            raise errors.tier_deleted(self.tier.names[0])
+        if tier.spec.paused and not self._ticket.answered:
             raise errors.tier_paused(tier.names[0])
         self.tier = tier
+
+    def answers(self) -> None:
+        """The first bytes of the answer are about to go out."""
+        self._ticket.answered = True
 
     def deadline(self) -> float:
         since = self.since if self.since is not None else time.monotonic()
         return since + self.tier.cap_s
 
     def timeout(self) -> GatewayError:
+        if self._paused:
+            return errors.tier_paused(self.tier.names[0])
         return GatewayError(
             Code.WAKE_TIMEOUT,
             f"No replica of {self.tier.names[0]!r} became ready within "
             f"{self.tier.spec.wake.cap} (spec.wake.cap).",
         )
 
-    async def park(self) -> None:
-        """Until a replica may be there; `wake_timeout` at the cap."""
+    def may_wait(self) -> None:
+        """Raises `model_warming` for a key that does not wait; the tier is woken all the same."""
+        if self._key.wait != "reject" or self._reply.begun or self._ticket.answered:
+            return
+        ref, context = self.tier.ref, self._context
+        eta_s = max(1, self._eta())
+        context.metrics.rejected_warming.labels(ref.name).inc()
+        context.parking.knock(ref, context.clock.now(), eta_s + context.settings.reject_hold_s)
+        raise GatewayError(
+            Code.MODEL_WARMING,
+            f"The tier {self.tier.names[0]!r} wakes; a replica is expected in {eta_s} s.",
+            retry_after_s=eta_s,
+        )
+
+    async def park(self, *, until: float | None = None) -> bool:
+        """True: it is this request's turn. False: not by `until`, in monotonic seconds.
+
+        Without `until` it waits for a replica, and `wake_timeout` is raised at the cap.
+        """
         ref = self.tier.ref
         parking = self._context.parking
         started = time.monotonic()
-        released = parking.enter(
-            self.tier, self._ticket, bounded=not (self._admitted or self._reply.begun)
-        )
-        self._admitted = True
+        deadline = self.deadline() if until is None else until
+        released = parking.enter(self.tier, self._ticket, wakes=until is None)
         try:
-            if self._prepared.stream and self.tier.spec.wake.heartbeat != "off":
-                await self._beat(released)
-            await self._until(released, self.deadline())
-            if not released.done():
+            if self._beats:
+                await self._beat(released, deadline)
+            await self._until(released, deadline)
+            if released.done():
+                released.result()
+            elif until is None:
                 raise self.timeout()
-            released.result()
+            return released.done()
         finally:
             parking.leave(ref, self._ticket)
             if not released.cancel() and not released.cancelled():
@@ -95,10 +117,18 @@ class Waiting:
                 time.monotonic() - started
             )
 
-    async def _beat(self, released: asyncio.Future[None]) -> None:
-        """Keeps a waiting stream alive; returns on release or at the cap."""
+    @property
+    def _beats(self) -> bool:
+        """Strict keys get no status before the answer; one that has begun is kept alive always."""
+        if not self._prepared.stream:
+            return False
+        if self._ticket.answered:
+            return True
+        return self._key.wait != "strict" and self.tier.spec.wake.heartbeat != "off"
+
+    async def _beat(self, released: asyncio.Future[None], deadline: float) -> None:
+        """Keeps a waiting stream alive; returns on release or at the deadline."""
         settings = self._context.settings
-        deadline = self.deadline()
         if not self._reply.begun:
             assert self.since is not None
             await self._until(released, min(deadline, self.since + settings.fail_fast_s))
@@ -107,7 +137,7 @@ class Waiting:
             await self._reply.begin({"x-spotinference-eta": str(self._eta())})
         empty_at = time.monotonic() + settings.empty_chunk_s
         while not released.done() and time.monotonic() < deadline:
-            await self._reply.write(chunks.comment(f"waking eta_seconds={self._eta()}"))
+            await self._reply.write(chunks.comment(self._news()))
             if self._prepared.endpoint.chunked and time.monotonic() >= empty_at:
                 empty_at += settings.empty_chunk_s
                 await self._reply.write(
@@ -127,6 +157,14 @@ class Waiting:
                 model=self.tier.names[0],
             )
         return self.who
+
+    def _news(self) -> str:
+        return "paused" if self._paused else f"waking eta_seconds={self._eta()}"
+
+    @property
+    def _paused(self) -> bool:
+        tier = self._context.catalogue.get(self.tier.ref)
+        return tier is not None and tier.spec.paused
 
     def _eta(self) -> int:
         tier = self._context.catalogue.get(self.tier.ref) or self.tier
