@@ -11,7 +11,7 @@ from typing import Any
 import aiohttp
 import pytest
 
-from spotinference.api.kinds import Json
+from spotinference.api.kinds import POD, Json
 from spotinference.devcluster.simengine.faults import Fault
 from tests.support.eventually import eventually
 from tests.support.gateway import bench
@@ -196,17 +196,32 @@ async def test_the_first_byte_is_not_promised_before_it_is_there() -> None:
                         assert (await response.json())["status"] == "incomplete"
 
 
-async def test_a_waiting_response_is_kept_alive_by_comments_alone() -> None:
+@pytest.mark.parametrize("cut", [None, 12])
+async def test_a_waiting_response_is_kept_alive_by_events_of_its_own(cut: int | None) -> None:
     async with bench(fail_fast_s=0.05, heartbeat_s=0.05, empty_chunk_s=0.05) as b:
         await b.tier("demo")
         async with b.http() as http:
             raw: list[bytes] = []
             running = asyncio.create_task(stream(http, ask(), raw))
-            await eventually(lambda: b"".join(raw).count(b": waking") >= 4, 5)
-            await b.replica()
+            await eventually(lambda: b"".join(raw).count(b"response.in_progress") >= 4, 5)
+            first = await b.start_engine()
+            if cut is not None:
+                first.faults.plan = Fault(mode="rst_all", after_chunks=cut, times=1)
+            b.kube.put(POD, b.pod("demo-0", "demo", first.port))
+            if cut is not None:
+                await eventually(lambda: b"output_text" in b"".join(raw), 5)
+                b.kube.drop(POD, "demo-0")
+                before = len(raw)
+                await eventually(lambda: len(raw) > before + 3, 5)
+                await b.replica()
             seen = await running
+            await first.stop()
+            undisturbed = await stream(http, ask()) if cut is not None else seen
         whole(seen)
+        assert seen.text == undisturbed.text
+        assert [e["type"] for e in seen.events].count("response.created") == 1
         assert b"choices" not in seen.raw
+        assert b": waking eta_seconds=" in seen.raw
 
 
 async def test_the_cap_is_an_error_event_of_this_api() -> None:
@@ -216,4 +231,5 @@ async def test_the_cap_is_an_error_event_of_this_api() -> None:
             seen = await stream(http, ask())
         assert [e["type"] for e in seen.events] == ["error"]
         assert seen.events[0]["error"]["code"] == "wake_timeout"
+        assert seen.events[0]["error"]["status"] == 504
         assert not seen.clean

@@ -24,6 +24,7 @@ MAX_RAW_BYTES = 4 * 1024 * 1024
 """Events kept for a replay, about 16,000 deltas; an answer that is longer is not replayable."""
 
 _ENDINGS = {"response.completed", "response.incomplete", "response.failed"}
+_OPENINGS = {"response.created", "response.in_progress", "response.queued"}
 _CLIENT_SIDE = {"function", "custom", "namespace"}
 """Tools that the client runs; the engine only names them."""
 _IDS = {"id", "item_id", "call_id"}
@@ -90,12 +91,15 @@ class Answer:
         """ids of the new replica to ids that the client knows"""
         self._head: Json = {}
         """id and created_at of the response"""
-        self._replays = False
+        self._opened: Json = {}
+        """the response as it was announced"""
+        self._announced = False
+        """by us, before an engine began"""
 
     @property
     def began(self) -> bool:
         """The client has an event of the engine."""
-        return self.sequence > 0
+        return self._raw_bytes > 0
 
     @property
     def replayable(self) -> bool:
@@ -111,11 +115,38 @@ class Answer:
         self._steps = _steps(b"".join(self._raw))
         self._at = self._chars = 0
         self._names = {}
-        self._replays = True
         first = self._steps[0].event.get("response") if self._steps else None
-        if isinstance(first, dict):
-            self._head = {key: first[key] for key in ("id", "created_at") if key in first}
+        if not self._head and isinstance(first, dict):
+            self._begin(first)
         return len(self._steps)
+
+    def keep_alive(self, response: Json) -> bytes:
+        """An event for clients that wait for parsed events only.
+
+        `response` is what one looks like that has not begun: it is announced under that id, and
+        the engine's own opening is dropped then.
+        """
+        opening = []
+        if not self._head:
+            begun = self._steps[0].event.get("response") if self._steps else None
+            if begun is None and self._raw:
+                begun = _steps(self._raw[0])[0].event.get("response")
+            if begun is None:
+                begun = response
+                self._announced = True
+                opening.append(self._own("response.created", begun))
+            self._begin(begun)
+        opening.append(self._own("response.in_progress", self._opened))
+        return b"".join(opening)
+
+    def _begin(self, response: Json) -> None:
+        self._opened = response
+        self._head = {key: response[key] for key in ("id", "created_at") if key in response}
+
+    def _own(self, kind: str, response: Json) -> bytes:
+        event = {"response": response, "sequence_number": self.sequence, "type": kind}
+        self.sequence += 1
+        return _written(kind, orjson.dumps(event))
 
     def feed(self, data: bytes) -> bytes:
         """The data of one event of a replica; returns the event for the client, or nothing.
@@ -135,6 +166,8 @@ class Answer:
             raise EngineFailed(event)
         if kind == "response.failed" or _cancelled(event):
             raise EngineFailed({"message": "the engine gave the response up"})
+        if self._announced and kind in _OPENINGS:
+            return b""
         if not self.verified:
             rest = self._verify(event)
             if rest is None:
@@ -143,7 +176,7 @@ class Answer:
         return self._send(kind, event, data)
 
     def _send(self, kind: str, event: Json, data: bytes) -> bytes:
-        if self._replays or event.get("sequence_number") != self.sequence:
+        if self._head or event.get("sequence_number") != self.sequence:
             event = _renamed(event, self._names)
             if self._head and isinstance(event.get("response"), dict):
                 event["response"] = event["response"] | self._head
@@ -155,7 +188,7 @@ class Answer:
         self.done = kind in _ENDINGS
         if self.done and isinstance(response := event.get("response"), dict):
             self.usage = response.get("usage")
-        raw = b"event: " + kind.encode() + b"\ndata: " + data + b"\n\n"
+        raw = _written(kind, data)
         self._raw_bytes += len(raw)
         if self.replayable:
             self._raw.append(raw)
@@ -211,7 +244,33 @@ def error_event(
         "sequence_number": sequence,
         "error": error,
     }
-    return b"event: error\ndata: " + orjson.dumps(event) + b"\n\n"
+    return _written("error", orjson.dumps(event))
+
+
+def waiting(body: Json, *, response_id: str, created_at: int, model: str) -> Json:
+    """A response that has not begun, as the API shows it."""
+    return {
+        "id": response_id,
+        "created_at": created_at,
+        "error": None,
+        "incomplete_details": None,
+        "instructions": body.get("instructions"),
+        "metadata": body.get("metadata"),
+        "model": model,
+        "object": "response",
+        "output": [],
+        "parallel_tool_calls": body.get("parallel_tool_calls") is not False,
+        "temperature": body.get("temperature"),
+        "tool_choice": body.get("tool_choice") or ("auto" if body.get("tools") else "none"),
+        "tools": body.get("tools") or [],
+        "top_p": body.get("top_p"),
+        "status": "in_progress",
+        "usage": None,
+    }
+
+
+def _written(kind: str, data: bytes) -> bytes:
+    return b"event: " + kind.encode() + b"\ndata: " + data + b"\n\n"
 
 
 def _cancelled(event: Json) -> bool:

@@ -99,7 +99,18 @@ class ResponsesRelay(Relay):
     async def run(self) -> web.StreamResponse:
         self._answer = Answer()
         self._reply.as_event = self._error_event
+        self._waiting.keep_alive = self._keep_alive
         return await super().run()
+
+    def _keep_alive(self) -> bytes:
+        return self._answer.keep_alive(
+            responses.waiting(
+                self._prepared.body,
+                response_id=f"resp_{self._id}",
+                created_at=int(self._context.clock.now().timestamp()),
+                model=self._waiting.tier.names[0],
+            )
+        )
 
     def _settle_account(self) -> None:
         super()._settle_account()

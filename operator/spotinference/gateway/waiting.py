@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Callable
 
 from spotinference.api.keys import ApiKey
 from spotinference.core import chunks
@@ -44,6 +45,8 @@ class Waiting:
         """monotonic; None while the answer flows"""
         self.who: Identity | None = None
         """set when a chunk of ours had to go out before the engine's first"""
+        self.keep_alive: Callable[[], bytes] | None = None
+        """an event in place of an empty chunk, for streams that are not made of chunks"""
 
     @property
     def begun(self) -> bool:
@@ -138,12 +141,16 @@ class Waiting:
         empty_at = time.monotonic() + settings.empty_chunk_s
         while not released.done() and time.monotonic() < deadline:
             await self._reply.write(chunks.comment(self._news()))
-            if self._prepared.endpoint.chunked and time.monotonic() >= empty_at:
+            if time.monotonic() >= empty_at:
                 empty_at += settings.empty_chunk_s
-                await self._reply.write(
-                    chunks.empty_chunk(self._prepared.endpoint, self._identity())
-                )
+                await self._reply.write(self._empty())
             await self._until(released, min(deadline, time.monotonic() + settings.heartbeat_s))
+
+    def _empty(self) -> bytes:
+        """What counts as a sign of life for clients that look at parsed events only."""
+        if self.keep_alive is not None:
+            return self.keep_alive()
+        return chunks.empty_chunk(self._prepared.endpoint, self._identity())
 
     def _identity(self) -> Identity:
         """The answer's own; made here when a chunk must go out before the engine's first."""
