@@ -18,6 +18,9 @@ import httptools
 
 MAX_HEAD_BYTES = 64 * 1024
 """Names and values of an answer's headers together."""
+MAX_BARREN_BYTES = 4 * MAX_HEAD_BYTES
+"""Read in a row without a byte of body: llhttp takes a header, a trailer or a chunk's extension of
+any length, and the first two are kept until they end. Above a head and one read of the loop."""
 MAX_BUFFERED_BYTES = 256 * 1024
 """Of a body that nobody reads; beyond it the engine has to wait."""
 SWEEP_S = 1.0
@@ -56,6 +59,7 @@ class Answer(asyncio.Protocol):
         self._sink_error: Exception | None = None
         self._body: deque[bytes] = deque()
         self._buffered = 0
+        self._barren = 0
         self._paused = False
         self._failure: Exception | None = None
         self._asked = False
@@ -214,8 +218,11 @@ class Answer(asyncio.Protocol):
             self._reusable = False  # bytes that belong to no answer: nothing after them is trusted
             self.drop()
             return
+        self._barren += len(data)
         try:
             self._parser.feed_data(data)
+            if self._barren > MAX_BARREN_BYTES:
+                raise httptools.HttpParserError("a line without end")
         except (httptools.HttpParserError, httptools.HttpParserUpgrade) as error:
             self._fail(Broken(f"not HTTP: {type(error).__name__}"))
             self.drop()
@@ -283,6 +290,7 @@ class Answer(asyncio.Protocol):
         if not self._complete:
             self._body.append(data)
             self._buffered += len(data)
+            self._barren = 0
 
     def on_message_complete(self) -> None:
         if self._has_head and not self._complete:
