@@ -32,6 +32,15 @@ VALUES: dict[str, Json] = {
             "service": {"type": "LoadBalancer", "port": 8080, "annotations": {"a": "b"}},
         },
     },
+    "billed": {
+        "gateway": {
+            "usage": {
+                "url": "https://ledger.example.com:8443/v1/usage",
+                "port": 8443,
+                "existingClaim": "usage",
+            }
+        }
+    },
     "open": {"networkPolicy": {"enabled": False}, "crds": {"install": False}},
     "closed": {
         "networkPolicy": {
@@ -50,6 +59,7 @@ REFUSED: dict[str, Json] = {
     "tag in the repository": {"image": {"repository": "ghcr.io/a/b:v1"}},
     "digest": {"image": {"digest": "sha256:abc"}},
     "unknown service type": {"gateway": {"service": {"type": "Loadbalancer"}}},
+    "usage to a file": {"gateway": {"usage": {"url": "file:///tmp/usage"}}},
     "no keys": {"gateway": {"keysSecret": ""}},
     "hub without a scheme": {"operator": {"hubEndpoint": "hub.example.com"}},
     "no API server port": {"networkPolicy": {"apiServerPorts": []}},
@@ -189,6 +199,22 @@ def test_the_gateway_finds_its_peers_and_its_namespace(tmp_path: Path) -> None:
     assert dict(pair.split("=") for pair in pairs) == gateway["spec"]["selector"]["matchLabels"]
     source = env["SPOTINFERENCE_GATEWAY_NAMESPACE"]["valueFrom"]
     assert source == {"fieldRef": {"fieldPath": "metadata.namespace"}}
+
+
+def test_usage_records_are_kept_on_the_claim_and_may_leave(tmp_path: Path) -> None:
+    objects = rendered(tmp_path, VALUES["billed"])
+    (gateway,) = [
+        body
+        for body in of_kind(objects, "Deployment")
+        if body["metadata"]["name"] == "spot-gateway"
+    ]
+    volumes = {volume["name"]: volume for volume in gateway["spec"]["template"]["spec"]["volumes"]}
+    assert volumes["usage"]["persistentVolumeClaim"] == {"claimName": "usage"}
+    ports = [
+        [port["port"] for rule in body["spec"]["egress"] for port in rule["ports"]]
+        for body in of_kind(objects, "NetworkPolicy")
+    ]
+    assert [8443 in of for of in ports] == [False, True]
 
 
 def test_the_gateway_has_time_to_finish_answers(tmp_path: Path) -> None:

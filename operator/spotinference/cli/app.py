@@ -17,6 +17,7 @@ COMMANDS = {
     "operator": ("spotinference.cli.operator", "Run the operator."),
     "gateway": ("spotinference.cli.gateway", "Run the OpenAI-compatible gateway."),
     "keys": ("spotinference.cli.keys", "Make, list and revoke API keys for the gateway."),
+    "usage": ("spotinference.cli.usage", "Read the usage records that a gateway has spooled."),
     "weights": ("spotinference.cli.weights", "Fetch model weights into a cache volume."),
     "crds": ("spotinference.cli.crds", "Print or write the CustomResourceDefinitions."),
 }

@@ -39,6 +39,7 @@ from spotinference.gateway.parking import Parking
 from spotinference.gateway.peers import Peers
 from spotinference.gateway.replicas import Replicas
 from spotinference.gateway.server import Server
+from spotinference.gateway.usage import Usage
 from spotinference.gateway.vitals import Vitals
 
 log = structlog.get_logger(__name__)
@@ -113,10 +114,20 @@ async def running(
         contextlib.aclosing(pool),
         asyncio.TaskGroup() as tasks,
     ):
+        usage = Usage(settings, gateway_id, clock, metrics)
         engines = Engines(pool, replicas, settings, metrics, vitals, tasks.create_task)
         engines.on_slot = parking.release
         context = Context(
-            settings, clock, catalogue, replicas, parking, engines, metrics, vitals, limits
+            settings,
+            clock,
+            catalogue,
+            replicas,
+            parking,
+            engines,
+            metrics,
+            vitals,
+            limits,
+            usage,
         )
 
         def why_not_ready() -> str | None:
@@ -137,6 +148,7 @@ async def running(
                 ("pods", pods.run()),
                 ("keys", keys.follow(settings.keys_poll_s)),
                 ("sweep", front.sweep()),
+                ("usage", usage.ship()),
                 ("budgets", budgets.follow(settings.budgets_s)),
                 *((("gateways", gateways.run()),) if gateways is not None else ()),
                 ("warm", _keep_warm(kube)),
@@ -160,6 +172,7 @@ async def running(
             parking.close()
             await demand.close()
             await budgets.exchange()
+            await usage.close()
             await runner.cleanup()
             await side.cleanup()
             for task in background:

@@ -117,6 +117,20 @@ class GatewaySettings(BaseSettings):
     budgets_s: float = 5.0
     """Between two exchanges of months' tokens: what a crash may forget."""
 
+    # --- usage records --------------------------------------------------------------------------
+    usage_spool: Path | None = None
+    """Folder for usage records; on a PVC they survive the node. Unset: none are kept."""
+    usage_max_bytes: int = 256 * 1024 * 1024
+    """About 400,000 records. Beyond it new ones are dropped and counted: a receiver that is down
+    for days must not stop serving."""
+    usage_url: str | None = None
+    """Where records are sent, as newline-separated JSON. Unset: they stay in the spool."""
+    usage_ship_s: float = 5.0
+    """A record waits so long at most before it is sent for the first time."""
+    usage_timeout_s: float = 30.0
+    usage_retry_s: float = 1.0
+    usage_retry_max_s: float = 60.0
+
     # --- process --------------------------------------------------------------------------------
     keys_poll_s: float = 1.0
     drain_s: float = 25.0

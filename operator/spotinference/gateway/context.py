@@ -12,6 +12,7 @@ from spotinference.gateway.limits import Limits
 from spotinference.gateway.metrics import Metrics
 from spotinference.gateway.parking import Parking
 from spotinference.gateway.replicas import Replicas
+from spotinference.gateway.usage import Usage
 from spotinference.gateway.vitals import Vitals
 
 
@@ -26,3 +27,4 @@ class Context:
     metrics: Metrics
     vitals: Vitals
     limits: Limits
+    usage: Usage

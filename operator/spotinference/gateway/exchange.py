@@ -98,7 +98,6 @@ class Exchange:
             account.use(self._delivered.usage)
         elif account.completion_tokens is None:  # cut short, or from an engine that does not tell
             account.prompt_tokens, account.completion_tokens = self._delivered.counted()
-        self.trace.parked_s = self._search.parked_s
 
     async def _run(self) -> web.StreamResponse:
         try:
@@ -238,11 +237,13 @@ class Exchange:
 
     def _attempt_id(self, replica: Replica) -> str:
         """The engine's id of this attempt: two attempts must not meet as one on a replica."""
-        self.trace.started(
-            replica, replayed=self.account.replayed_tokens + self.account.replayed_prompt_tokens
-        )
         self._attempts += 1
-        return self._id if self._attempts == 1 else f"{self._id}-{self._attempts}"
+        name = self._id if self._attempts == 1 else f"{self._id}-{self._attempts}"
+        self.trace.started(
+            replica, name, parked_s=self._search.parked_s,
+            replayed=self.account.replayed_tokens + self.account.replayed_prompt_tokens,
+        )  # fmt: skip
+        return name
 
     async def _attempt(self, replica: Replica, request: Next | None) -> None:
         """Returns when the answer is complete."""

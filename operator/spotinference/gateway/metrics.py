@@ -77,6 +77,12 @@ class Metrics:
             "tier", "outcome",
         )  # fmt: skip
         self.demand_writes = counter("demand_writes", "Writes of demand Leases.", "verb", "result")
+        self.usage_records = counter(
+            "usage_records", "Usage records: written, shipped, or dropped at a bound.", "outcome"
+        )
+        self.usage_shipments_failed = counter(
+            "usage_shipments_failed", "Batches of usage records that were not taken."
+        )
         self.limited = counter("limited_requests", "Requests above a limit of their key.", "limit")
         self.bugs = counter("bugs", "Requests that failed by a mistake of the gateway.")
 

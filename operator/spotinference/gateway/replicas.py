@@ -31,6 +31,9 @@ class Replica:
     base_url: str
     fingerprint: str
     """what it serves (its first argument names the commit): answers continue only on equals"""
+    pool: str = ""
+    zone: str = ""
+    node: str = ""
     ready: bool = False
     ejected: bool = False
     ejections: int = 0
@@ -88,6 +91,7 @@ class Replicas:
             self._gone(ref, uid)  # a new sandbox of the same pod: the old address may be anyone's
             replica = None
         if replica is None:
+            labels = after["metadata"].get("labels") or {}
             replica = Replica(
                 tier=ref,
                 name=after["metadata"]["name"],
@@ -95,6 +99,9 @@ class Replicas:
                 base_url=base_url,
                 fingerprint=_fingerprint(after),
                 slots=pacing.slots(_engine(after).get("args") or ()),
+                pool=labels.get(names.LABEL_POOL, ""),
+                zone=labels.get(names.LABEL_ZONE, ""),
+                node=after["spec"].get("nodeName", ""),
             )
             self._by_tier[ref][uid] = replica
         was = replica.routable

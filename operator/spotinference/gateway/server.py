@@ -179,6 +179,9 @@ class Server:
             raise
         finally:
             run.trace.ended(code, delivered=run.account.completion_tokens or 0)
+            self._context.usage.over(
+                http[REQUEST_ID], endpoint.value, key, tier, run.trace, run.account
+            )
             grant.settle((run.account.prompt_tokens or 0) + (run.account.completion_tokens or 0))
         self._context.metrics.requests.labels(tier.ref.name, code).inc()
         return response

@@ -21,11 +21,15 @@ class Attempt:
 
     number: int
     replica: Replica
+    engine_request: str
+    """the id under which the engine knows it"""
     outstanding: int
     """requests that the replica had when this one came"""
     started: float
     replayed: int
     """tokens that had to be computed anew, because an earlier attempt was lost"""
+    parked_s: float
+    """waited for a replica before it"""
     first_at: float | None = None
     last_at: float = 0.0
     ended: float | None = None
@@ -36,24 +40,27 @@ class Attempt:
 
 class Trace:
     def __init__(self) -> None:
-        self.arrived = time.monotonic()
         self.attempts: list[Attempt] = []
-        self.parked_s = 0.0
 
     @property
     def current(self) -> Attempt | None:
         return self.attempts[-1] if self.attempts else None
 
-    def started(self, replica: Replica, *, replayed: int) -> None:
-        """`replayed`: of the whole request until now."""
+    def started(
+        self, replica: Replica, engine_request: str, *, replayed: int, parked_s: float
+    ) -> None:
+        """`replayed` and `parked_s`: of the whole request until now."""
         earlier = sum(attempt.replayed for attempt in self.attempts)
+        waited_s = sum(attempt.parked_s for attempt in self.attempts)
         self.attempts.append(
             Attempt(
                 number=len(self.attempts) + 1,
                 replica=replica,
+                engine_request=engine_request,
                 outstanding=replica.outstanding,
                 started=time.monotonic(),
                 replayed=replayed - earlier,
+                parked_s=parked_s - waited_s,
             )
         )
 
