@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 
 import structlog
@@ -12,7 +12,9 @@ from pydantic import ValidationError
 from spotinference.api import durations, times
 from spotinference.api.keys import ApiKey
 from spotinference.api.kinds import Json
-from spotinference.api.tier import TierSpec
+from spotinference.api.tier import TierSpec, WakeStatus
+from spotinference.core import eta
+from spotinference.core.eta import Profile, Wake
 from spotinference.core.observed import TierRef
 from spotinference.gateway import errors
 from spotinference.gateway.errors import GatewayError
@@ -33,10 +35,14 @@ class Tier:
     budget_s: float
     phase: str
     eta: datetime | None
+    wake: Wake | None
+    """the one under way, or the last"""
     last_wake_s: int | None
     revision: str | None
     reasoning: bool
     """the engine shapes chat answers with a reasoning parser"""
+    profile: Profile | None = None
+    """how long the stages of its wakes usually take; None before one was seen to end"""
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -46,10 +52,22 @@ class Tier:
         return key.namespace == self.ref.namespace and key.opens((self.ref.name, *self.names))
 
     def eta_seconds(self, now: datetime, waited_s: float) -> int:
-        """Seconds until a replica is expected, from measured wakes where there are any."""
-        if self.eta is not None and self.phase == "Waking":
-            return max(0, round((self.eta - now).total_seconds()))
-        expected_s = self.last_wake_s if self.last_wake_s is not None else self.budget_s
+        """Seconds until a replica is expected, from the tier's own earlier wakes if there are any.
+
+        `waited_s`: for how long one has been asked for.
+        """
+        wake = self.wake
+        if self.phase == "Waking" and wake is not None and wake.ready_at is None:
+            if self.profile is not None and wake.stages:
+                stage, since = wake.stages[-1]
+                in_stage_s = max(0.0, (now - since).total_seconds())
+                return round(eta.remaining_s(self.profile, stage, in_stage_s))
+            if self.eta is not None:
+                return max(0, round((self.eta - now).total_seconds()))
+        if self.profile is not None:
+            expected_s = eta.total_s(self.profile)
+        else:
+            expected_s = self.last_wake_s if self.last_wake_s is not None else self.budget_s
         return max(0, round(expected_s - waited_s))
 
 
@@ -73,6 +91,8 @@ class Catalogue:
         self._tiers: dict[TierRef, Tier] = {}
         self._invalid: dict[TierRef, Invalid] = {}
         self._names: dict[tuple[str, str], Tier] = {}
+        self._wakes: dict[TierRef, tuple[datetime, Profile]] = {}
+        """the end of the last wake that was learned from, and what is usual since"""
         self.on_change: Callable[[TierRef, Tier | None], None] | None = None
 
     def changed(self, before: Json | None, after: Json | None) -> None:
@@ -86,12 +106,24 @@ class Catalogue:
         tier: Tier | None = None
         match found:
             case Tier() as tier:
-                self._tiers[ref] = tier
+                tier = self._tiers[ref] = self._with_profile(tier)
             case Invalid():
                 self._invalid[ref] = found
         self._index(ref.namespace)
+        if after is None:
+            self._wakes.pop(ref, None)
         if self.on_change is not None:
             self.on_change(ref, tier)
+
+    def _with_profile(self, tier: Tier) -> Tier:
+        """Learns from a wake that has ended since."""
+        known = self._wakes.get(tier.ref)
+        wake = tier.wake
+        ended_at = wake.ready_at if wake is not None and wake.stages else None
+        if wake is not None and ended_at is not None and (known is None or known[0] != ended_at):
+            usual = eta.learned(known[1] if known else None, eta.measured(wake))
+            known = self._wakes[tier.ref] = (ended_at, usual)
+        return replace(tier, profile=known[1]) if known is not None else tier
 
     def _index(self, namespace: str) -> None:
         """Names of one namespace; of two tiers with one name the older has it."""
@@ -129,8 +161,7 @@ def _parse(ref: TierRef, body: Json) -> Tier | Invalid:
     try:
         spec = TierSpec.model_validate(body.get("spec") or {})
         status = body.get("status") or {}
-        wake = status.get("wake") or {}
-        eta = wake.get("eta")
+        wake = WakeStatus.model_validate(status["wake"]) if status.get("wake") else None
         return Tier(
             ref=ref,
             uid=body["metadata"]["uid"],
@@ -139,7 +170,8 @@ def _parse(ref: TierRef, body: Json) -> Tier | Invalid:
             cap_s=durations.seconds(spec.wake.cap),
             budget_s=durations.seconds(spec.wake.budget),
             phase=status.get("phase") or "",
-            eta=times.parse(eta) if eta else None,
+            eta=times.parse(wake.eta) if wake is not None and wake.eta else None,
+            wake=Wake.of(wake) if wake is not None else None,
             last_wake_s=status.get("lastWakeSeconds"),
             revision=(status.get("weights") or {}).get("revision"),
             reasoning=spec.engine.reasoning_parser is not None

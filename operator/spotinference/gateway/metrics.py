@@ -7,6 +7,9 @@ from prometheus_client.exposition import CONTENT_TYPE_LATEST
 
 _SECONDS = (0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600)
 
+_ERROR_SECONDS = (-300, -120, -60, -30, -10, -5, -2, 0, 2, 5, 10, 30, 60, 120, 300)
+"""Below zero: it took longer than was said."""
+
 CONTENT_TYPE = CONTENT_TYPE_LATEST
 OTHER = "other"
 
@@ -43,6 +46,13 @@ class Metrics:
             "rejected_warming", "Requests of keys that do not wait, to a tier that wakes.", "tier"
         )
         self.parked_seconds = histogram("parked_seconds", "Time a request was parked.", "tier")
+        self.eta_error_seconds = Histogram(
+            "spotinference_gateway_eta_error_seconds",
+            "Estimated wait for a replica, as told on arrival, minus the true one.",
+            ("tier",),
+            registry=self.registry,
+            buckets=_ERROR_SECONDS,
+        )
         self.first_byte_seconds = histogram(
             "first_byte_seconds", "Arrival to the first byte of the answer.", "tier"
         )

@@ -43,6 +43,8 @@ class Waiting:
         """as last seen in the catalogue"""
         self.since: float | None = time.monotonic()
         """monotonic; None while the answer flows"""
+        self._expected_s: int | None = None
+        """to the replica, as estimated when the wait began; None once it was judged"""
         self.who: Identity | None = None
         """set when a chunk of ours had to go out before the engine's first"""
         self.keep_alive: Callable[[], bytes] | None = None
@@ -81,10 +83,13 @@ class Waiting:
 
     def may_wait(self) -> None:
         """Raises `model_warming` for a key that does not wait; the tier is woken all the same."""
+        if self._expected_s is None and not self._ticket.answered:
+            self._expected_s = self._eta()
         if self._key.wait != "reject" or self._reply.begun or self._ticket.answered:
             return
         ref, context = self.tier.ref, self._context
         eta_s = max(1, self._eta())
+        self._expected_s = None
         context.metrics.rejected_warming.labels(ref.name).inc()
         context.parking.knock(ref, context.clock.now(), eta_s + context.settings.reject_hold_s)
         raise GatewayError(
@@ -109,6 +114,7 @@ class Waiting:
             await self._until(released, deadline)
             if released.done():
                 released.result()
+                self._came(ref.name, time.monotonic() - started)
             elif until is None:
                 raise self.timeout()
             return released.done()
@@ -119,6 +125,14 @@ class Waiting:
             self._context.metrics.parked_seconds.labels(ref.name).observe(
                 time.monotonic() - started
             )
+
+    def _came(self, tier: str, waited_s: float) -> None:
+        """A replica is there: how wrong was what was said on arrival?"""
+        if self._expected_s is not None:
+            self._context.metrics.eta_error_seconds.labels(tier).observe(
+                self._expected_s - waited_s
+            )
+            self._expected_s = None
 
     @property
     def _beats(self) -> bool:
