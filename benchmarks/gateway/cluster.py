@@ -67,8 +67,10 @@ def pod(tier_name: str, ip: str, port: int) -> Json:
 
 
 @contextmanager
-def api_server(objects: dict[str, list[Json]], folder: Path) -> Iterator[Path]:
-    """Serves objects by their plural; yields the path of a kubeconfig."""
+def api_server(
+    objects: dict[str, list[Json]], folder: Path, written: set[str] | None = None
+) -> Iterator[Path]:
+    """Serves objects by their plural; yields the path of a kubeconfig. `written`: paths of writes."""
     stop = threading.Event()
 
     class Handler(BaseHTTPRequestHandler):
@@ -85,6 +87,8 @@ def api_server(objects: dict[str, list[Json]], folder: Path) -> Iterator[Path]:
             self._json({"metadata": {"resourceVersion": "1"}, "items": items})
 
         def do_PATCH(self) -> None:
+            if written is not None:
+                written.add(self.path.partition("?")[0])
             self._json(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
 
         def do_DELETE(self) -> None:

@@ -11,6 +11,7 @@ import uvloop
 from spotinference import errors, logs
 from spotinference.gateway.app import run as run_gateway
 from spotinference.gateway.config import GatewaySettings
+from spotinference.gateway.workers import run as run_workers
 
 app = typer.Typer(no_args_is_help=True, help="Run the OpenAI-compatible gateway.")
 
@@ -37,6 +38,9 @@ def run(
     announce: Annotated[
         Path | None, typer.Option(help="Write the addresses in use to this file, as JSON.")
     ] = None,
+    workers: Annotated[
+        int | None, typer.Option(help="Gateway processes behind the port, one core each.")
+    ] = None,
     log_level: Annotated[str, typer.Option(help="debug, info, warning or error.")] = "info",
 ) -> None:
     """Serve until SIGTERM; then finish running answers and exit."""
@@ -48,11 +52,15 @@ def run(
         "metrics_port": metrics_port,
         "id": identity,
         "announce": announce,
+        "workers": workers,
     }
     logs.setup(level=log_level)
     settings = GatewaySettings(**{k: v for k, v in given.items() if v is not None})  # type: ignore[arg-type]
     try:
-        uvloop.run(run_gateway(settings))
+        if settings.workers > 1 and settings.worker is None:
+            uvloop.run(run_workers(settings, log_level=log_level))
+        else:
+            uvloop.run(run_gateway(settings))
     except* errors.SpotinferenceError as group:
         first: BaseException = group
         while isinstance(first, BaseExceptionGroup):

@@ -7,6 +7,7 @@ import contextlib
 import gc
 import signal
 import socket
+import sys
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -82,7 +83,8 @@ async def running(
     replicas = Replicas()
     tiers = Reflector(kube, TIER, on_change=catalogue.changed)
     pods = Reflector(kube, POD, label_selector=ENGINE_SELECTOR, on_change=replicas.changed)
-    gateway_id = settings.id or socket.gethostname()
+    pod = settings.id or socket.gethostname()
+    gateway_id = pod if settings.worker is None else f"{pod}-{settings.worker}"
     demand = DemandWriter(
         kube=kube,
         gateway_id=gateway_id,
@@ -96,7 +98,9 @@ async def running(
         clock, gateway_id, kube if settings.namespace else None, settings.namespace or ""
     )
     limits = Limits(clock, processes, budgets, metrics)
-    peers = Peers(clock, processes, own_pod=gateway_id, processes_per_pod=settings.processes)
+    peers = Peers(clock, processes, own_pod=pod, processes_per_pod=settings.workers)
+    if settings.restarted:
+        peers.after_a_crash()
     gateways = (
         Reflector(
             kube, POD, namespace=settings.namespace, label_selector=settings.peers_selector,
@@ -159,12 +163,24 @@ async def running(
         side = web.ServerRunner(Listener(server.handle_operational, settings), shutdown_timeout=1.0)
         await runner.setup()
         await side.setup()
-        site = web.TCPSite(runner, settings.host, settings.port, backlog=BACKLOG)
-        side_site = web.TCPSite(side, settings.host, settings.metrics_port)
+        site = web.TCPSite(
+            runner,
+            settings.host,
+            settings.port,
+            backlog=BACKLOG,
+            reuse_port=settings.worker is not None,
+        )
+        side_site = web.TCPSite(side, settings.metrics_host or settings.host, settings.metrics_port)
         try:
             await site.start()
             await side_site.start()
-            yield Running(_url(runner), _url(side), context, server, front)
+            yield Running(
+                announce.url(*runner.addresses[0][:2]),
+                announce.url(*side.addresses[0][:2]),
+                context,
+                server,
+                front,
+            )
             server.stopping = True
             await site.stop()
             await server.drain(settings.drain_s)
@@ -211,17 +227,21 @@ async def _keep_warm(kube: Kube) -> None:
             log.debug("warm.failed", error=str(error))
 
 
-def _url(runner: web.ServerRunner) -> str:
-    host, port = runner.addresses[0][:2]
-    shown = "127.0.0.1" if host in {"0.0.0.0", "::"} else host
-    return f"http://{f'[{shown}]' if ':' in shown else shown}:{port}"
-
-
 def _calm_collector() -> None:
     """Cyclic garbage is rare here, and a full collection among 1,000 streams delays every token."""
     gc.collect()
     gc.freeze()
     gc.set_threshold(*GC_THRESHOLDS)
+
+
+def _stop_with_supervisor(loop: asyncio.AbstractEventLoop, stop: asyncio.Event) -> None:
+    """A worker whose supervisor was killed drains and ends: the pipe between them closes."""
+
+    def closed() -> None:
+        loop.remove_reader(sys.stdin)
+        stop.set()
+
+    loop.add_reader(sys.stdin, closed)
 
 
 async def run(settings: GatewaySettings) -> None:
@@ -230,6 +250,8 @@ async def run(settings: GatewaySettings) -> None:
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
+    if settings.worker is not None:
+        _stop_with_supervisor(loop, stop)
     async with (
         await Kube.connect(field_manager=FIELD_MANAGER, kubeconfig=settings.kubeconfig) as kube,
         running(settings, kube) as gateway,

@@ -112,8 +112,6 @@ class GatewaySettings(BaseSettings):
     """Our own; where months' tokens are kept. Unset: in this process alone."""
     peers_selector: str | None = None
     """Labels of the gateways' pods, which share the limits of keys. Unset: this one is alone."""
-    processes: int = Field(default=1, ge=1)
-    """Gateway processes in this pod: they share the limits too."""
     budgets_s: float = 5.0
     """Between two exchanges of months' tokens: what a crash may forget."""
 
@@ -132,6 +130,17 @@ class GatewaySettings(BaseSettings):
     usage_retry_max_s: float = 60.0
 
     # --- process --------------------------------------------------------------------------------
+    workers: int = Field(default=1, ge=1, le=64)
+    """Gateway processes in this pod, one core each; above one a supervisor keeps them."""
+    worker: int | None = Field(default=None, ge=0)
+    """Which of them this is; set by the supervisor only."""
+    restarted: bool = False
+    """This worker takes the place of one that died: what that one admitted still counts."""
+    metrics_host: str | None = None
+    """Where the operational port listens; unset: as `host`."""
+    worker_restart_s: float = Field(default=0.5, gt=0)
+    """Before a worker that ended by itself is started again; doubles up to the maximum."""
+    worker_restart_max_s: float = 10.0
     keys_poll_s: float = 1.0
     drain_s: float = 25.0
     """After SIGTERM running answers may end this long; below the pod's grace of 30 s."""

@@ -94,6 +94,9 @@ class Metrics:
             "usage_shipments_failed", "Batches of usage records that were not taken."
         )
         self.limited = counter("limited_requests", "Requests above a limit of their key.", "limit")
+        self.worker_restarts = counter(
+            "worker_restarts", "Workers that ended by themselves and were started again."
+        )
         self.bugs = counter("bugs", "Requests that failed by a mistake of the gateway.")
 
     def render(self) -> bytes:

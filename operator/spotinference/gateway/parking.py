@@ -140,6 +140,10 @@ class Parking:
         self.release(tier.ref)
         return future
 
+    def _share(self, bound: int) -> int:
+        """Our part of a tier's bound, so that all workers of a pod keep it together."""
+        return max(1, bound // self._settings.workers)
+
     def leave(self, ref: TierRef, ticket: Ticket) -> None:
         """Idempotent: released, given up or cancelled."""
         queue = self._queues.get(ref)
@@ -224,7 +228,7 @@ class Parking:
                 "tier",
                 len(queue.places),
                 1,
-                most,
+                self._share(most),
                 f"requests for it (spec.wake.maxParked is {most})",
             ),
             ("tier_bytes", queue.bytes, size, limits.max_parked_bytes_per_tier, "bytes for it"),

@@ -40,6 +40,10 @@ class Peers:
         """All pods that were there when we came have been reported."""
         self._start(beside_others=bool(self._pods - {self._own}))
 
+    def after_a_crash(self) -> None:
+        """We take the place of a process that died: what that one admitted still counts."""
+        self._start(beside_others=True)
+
     def _start(self, *, beside_others: bool) -> None:
         if not self._started:
             self._started = True
