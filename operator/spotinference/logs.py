@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import logging
 import sys
+import traceback
+from pathlib import PurePath
 
 import structlog
+
+MAX_FRAMES = 12
 
 
 def setup(*, level: str = "info", json_lines: bool | None = None) -> None:
@@ -25,3 +29,10 @@ def setup(*, level: str = "info", json_lines: bool | None = None) -> None:
         cache_logger_on_first_use=True,
     )
     logging.basicConfig(level=max(number, logging.WARNING), stream=sys.stderr, format="%(message)s")
+
+
+def where(error: BaseException) -> str:
+    """What kind of error and where, innermost first; not its text, which may quote a prompt."""
+    frames = reversed(traceback.extract_tb(error.__traceback__)[-MAX_FRAMES:])
+    shown = (f"{PurePath(f.filename).name}:{f.lineno} {f.name}" for f in frames)
+    return f"{type(error).__name__} at {' < '.join(shown)}"

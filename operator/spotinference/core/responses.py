@@ -156,16 +156,16 @@ class Answer:
         """
         event = chunks.decode(data)
         if event is None:
-            raise EngineFailed({"message": "an event that is not JSON"})
+            raise EngineFailed({}, "an event that is not JSON")
         if (error := chunks.error_of(event)) is not None:
             raise EngineFailed(error)
         kind = event.get("type")
         if not isinstance(kind, str):
-            raise EngineFailed({"message": "an event without a type"})
+            raise EngineFailed({}, "an event without a type")
         if kind == "error":
             raise EngineFailed(event)
         if kind == "response.failed" or _cancelled(event):
-            raise EngineFailed({"message": "the engine gave the response up"})
+            raise EngineFailed({}, "the engine gave the response up")
         if self._announced and kind in _OPENINGS:
             return b""
         if not self.verified:

@@ -22,10 +22,15 @@ class Diverged(Exception):
 
 
 class EngineFailed(Exception):
-    """The engine itself ended the answer with an error, or aborted it."""
+    """The engine itself ended the answer with an error, or aborted it.
 
-    def __init__(self, error: Json) -> None:
-        super().__init__(str(error.get("message") or "the engine aborted the answer")[:500])
+    Its words are in `error` only: they may quote the prompt, and this one's text is logged.
+    """
+
+    def __init__(self, error: Json, why: str | None = None) -> None:
+        kind = error.get("type")
+        named = f" ({kind[:60]})" if isinstance(kind, str) and kind[:60].isidentifier() else ""
+        super().__init__(why or f"the engine ended the answer with an error{named}")
         self.error = error
 
     @property
@@ -103,12 +108,12 @@ class Splice:
     def feed(self, data: bytes) -> bytes:
         if data == chunks.DONE_DATA:
             if not self._delivered.finished(self._prepared.choices):
-                raise EngineFailed({"message": "[DONE] without a finish_reason"})
+                raise EngineFailed({}, "[DONE] without a finish_reason")
             self._delivered.done = True
             return chunks.DONE
         chunk = chunks.decode(data)
         if chunk is None:
-            raise EngineFailed({"message": "a chunk that is not JSON"})
+            raise EngineFailed({}, "a chunk that is not JSON")
         if (error := chunks.error_of(chunk)) is not None:
             raise EngineFailed(error)
         choices = chunk.get("choices") or []
@@ -184,7 +189,7 @@ class Splice:
     def _send(self, chunk: Json, choices: list[Json]) -> bytes:
         self._who = self._who or chunks.identity(chunk)
         if self._who is None:
-            raise EngineFailed({"message": "a chunk without id, created and model"})
+            raise EngineFailed({}, "a chunk without id, created and model")
         out = chunks.envelope(self._prepared.endpoint, self._who, choices, chunk)
         if out.get("usage") is not None:
             out["usage"] = chunks.shifted_usage(out["usage"], self._base_tokens)

@@ -13,6 +13,7 @@ import orjson
 import structlog
 from aiohttp import web
 
+from spotinference import logs
 from spotinference.api.keys import ApiKey
 from spotinference.api.kinds import Json
 from spotinference.clients.engine_http import Answer, Broken
@@ -121,11 +122,11 @@ class Exchange:
             return await self._reply.abort(errors.stopping())
         except ConnectionError:
             raise  # the client is gone
-        except Exception:
+        except Exception as error:
             if not self._reply.begun:
                 raise
             self._context.metrics.bugs.inc()
-            log.exception("answer.bug", id=self._id)
+            log.error("answer.bug", id=self._id, bug=logs.where(error))  # noqa: TRY400
             return await self._reply.abort(GatewayError(Code.INTERNAL_ERROR, "Internal error."))
 
     @property
@@ -346,7 +347,7 @@ class Exchange:
             await self._began(replica)
             self._delivered.record(b"".join(good))
         if done and not self._delivered.finished(self._prepared.choices):
-            failure, done = EngineFailed({"message": "[DONE] without a finish_reason"}), False
+            failure, done = EngineFailed({}, "[DONE] without a finish_reason"), False
         self._delivered.done = done
         if good or done:
             out = b"".join(good) + (chunks.DONE if done else b"")
@@ -511,7 +512,7 @@ FAILURES = (Unreachable, Busy, Draining, Lost, Failed, Refused, EngineFailed, Ev
 def _failure_in(chunk: Json | None) -> EngineFailed | None:
     """The error that a chunk of the engine is, or the abort that it reports."""
     if chunk is None:
-        return EngineFailed({"message": "a chunk that is not JSON"})
+        return EngineFailed({}, "a chunk that is not JSON")
     if (error := chunks.error_of(chunk)) is not None:
         return EngineFailed(error)
     choices = chunk.get("choices") or ()

@@ -10,6 +10,7 @@ import orjson
 import structlog
 from aiohttp import web
 
+from spotinference import logs
 from spotinference.api.keys import ApiKey
 from spotinference.api.kinds import Json
 from spotinference.core import continuation, responses
@@ -86,9 +87,9 @@ class Server:
             if cancelled.args == (exchange.STOPPING,):  # our own doing, at the end of the drain
                 return self._refused(http, errors.stopping())
             raise
-        except Exception:  # the outermost frame of a request
+        except Exception as error:  # noqa: BLE001 - the outermost frame of a request
             self._context.metrics.bugs.inc()
-            log.exception("request.bug", id=request_id)
+            log.error("request.bug", id=request_id, bug=logs.where(error))  # noqa: TRY400
             return self._refused(http, GatewayError(Code.INTERNAL_ERROR, "Internal error."))
         else:
             if not response.prepared:
