@@ -38,6 +38,9 @@ class GatewaySettings(BaseSettings):
     max_header_bytes: int = 8190
     max_headers: int = 100
     max_connections: int = 10_000
+    max_answers: int = Field(default=1000, ge=1)
+    """Running at a time in one process, parked ones not counted; beyond it 503 at once. A core
+    relays about 40,000 tokens a second: this is 40 for each, and whoever runs keeps his pace."""
     client_write_timeout_s: float = 60.0
     """A client that takes nothing this long while bytes wait for it is gone."""
 

@@ -5,6 +5,7 @@ docs/reference/gateway-errors.md shows this table; a test holds the two together
 
 from __future__ import annotations
 
+import random
 from dataclasses import dataclass
 from enum import Enum
 
@@ -88,6 +89,9 @@ class Code(Enum):
     ENGINE_BUSY = Row(
         503, "service_unavailable_error", True, "All replicas have had full queues for a while."
     )
+    GATEWAY_BUSY = Row(
+        503, "service_unavailable_error", True, "As many answers run in this gateway as may."
+    )
     ENGINE_FAILED = Row(
         502, "api_error", None, "Replicas answered with an error, or not in the protocol."
     )
@@ -111,6 +115,8 @@ class Code(Enum):
         return self.name.lower()
 
 
+BUSY_RETRY_S = (2, 8)
+"""Those who are refused at once must not come back at once."""
 SDK_PATIENCE_S = 120
 """The OpenAI SDK obeys a Retry-After up to this. Above it new ones do not retry at all, and others
 come back after seconds."""
@@ -205,3 +211,11 @@ def table() -> str:
             f"| `{code.wire}` | {row.status} | `{row.type}` | {shown[row.retry]} | {row.meaning} |"
         )
     return "\n".join(lines) + "\n"
+
+
+def gateway_busy() -> GatewayError:
+    return GatewayError(
+        Code.GATEWAY_BUSY,
+        "This gateway gives as many answers as it may. Retry soon.",
+        retry_after_s=random.randint(*BUSY_RETRY_S),
+    )

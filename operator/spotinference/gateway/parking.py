@@ -95,6 +95,11 @@ class Parking:
         queue = self._queues.get(ref)
         return len(queue.places) if queue else 0
 
+    @property
+    def count(self) -> int:
+        """All that wait here, of whatever tier."""
+        return self._count
+
     def queued(self, ref: TierRef) -> bool:
         """Somebody waits who was not released yet: a newcomer goes behind."""
         queue = self._queues.get(ref)

@@ -133,7 +133,13 @@ class Reply:
             await response.prepare(self._http)
             await response.write_eof()
 
-        await self._in_time(writing())
+        transport, body = self._http.transport, response.body
+        small = isinstance(body, bytes) and len(body) <= LOW_WATER_BYTES
+        if small and transport is not None and not transport.get_write_buffer_size():
+            with _client_gone():  # it is taken without a pause: no deadline is needed
+                await writing()
+        else:
+            await self._in_time(writing())
         return response
 
     async def _in_time(self, writing: Awaitable[None]) -> None:

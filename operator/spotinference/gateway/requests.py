@@ -27,6 +27,11 @@ async def read_body(request: web.BaseRequest, settings: GatewaySettings) -> byte
         )
     if (request.content_length or 0) > limit:
         raise _too_large(limit)
+    if request.content.is_eof():  # it came with its head, as most do
+        whole = request.content.read_nowait()
+        if len(whole) > limit:
+            raise _too_large(limit)
+        return whole
     body = bytearray()
     try:
         async with asyncio.timeout(settings.body_timeout_s):

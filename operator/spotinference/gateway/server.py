@@ -152,6 +152,9 @@ class Server:
         key = self._authenticated(http)
         if self.stopping:
             raise errors.stopping()
+        answering = len(self._running) - self._context.parking.count
+        if answering > self._context.settings.max_answers:  # before its body costs anything
+            raise errors.gateway_busy()
         endpoint = Endpoint(_path(http))
         raw = await requests.read_body(http, self._context.settings)
         body = requests.parse(endpoint, raw)
