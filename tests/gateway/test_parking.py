@@ -14,9 +14,11 @@ from spotinference.api.kinds import POD
 from spotinference.core.observed import TierRef
 from spotinference.devcluster.simengine.faults import Fault
 from spotinference.gateway.app import running
+from spotinference.gateway.config import GatewaySettings
 from tests.support.eventually import eventually
 from tests.support.gateway import (
     CHAT,
+    COMPLETION,
     KEY,
     NAMESPACE,
     OTHER_KEY,
@@ -24,6 +26,7 @@ from tests.support.gateway import (
     Bench,
     bench,
     chat,
+    completion,
     stream,
 )
 
@@ -315,6 +318,47 @@ async def test_within_the_first_seconds_even_kept_alive_answers_fail_with_a_true
         await b.tier("demo", wake={"cap": "1s", "budget": "1s"})
         async with b.http() as http, http.post(CHAT, json=chat(stream=False)) as response:
             assert response.status == 504
+
+
+# --- streams are told that they wait -------------------------------------------------------------
+
+
+def test_the_intervals_are_those_that_proxies_and_clients_need() -> None:
+    """Proxies cut at 30 to 60 s of silence; LangChain at 120 s without a parsed chunk."""
+    settings = GatewaySettings()
+    assert settings.fail_fast_s == 10
+    assert 10 <= settings.heartbeat_s <= 15
+    assert settings.empty_chunk_s <= 60
+    assert settings.next_byte_timeout_s + settings.empty_chunk_s / 2 < 120
+    assert settings.busy_wait_s < settings.fail_fast_s
+
+
+@pytest.mark.parametrize("path", [CHAT, COMPLETION], ids=["chat", "completion"])
+async def test_a_long_prefill_is_no_silence_either(path: str) -> None:
+    body = chat() if path == CHAT else completion()
+    async with bench(fail_fast_s=0.1, heartbeat_s=0.05, empty_chunk_s=0.2) as b:
+        await b.tier("demo")
+        await b.replica(prefill_tokens_per_s=20)
+        async with b.http() as http:
+            seen = await stream(http, path, body)
+        assert seen.status == 200
+        assert len(seen.comments) >= 3
+        assert any(chunk.get("choices") == [] for chunk in seen.chunks)
+        assert seen.done == 1
+        assert len(seen.identities) == 1
+        assert seen.error is None
+
+
+async def test_an_engine_that_refuses_after_a_heartbeat_is_an_error_event() -> None:
+    async with bench(fail_fast_s=0.05, heartbeat_s=0.05, max_losses=0) as b:
+        await b.tier("demo")
+        engine = await b.replica(prefill_tokens_per_s=100)
+        engine.sim.faults.plan = Fault(mode="error_event")
+        async with b.http() as http:
+            seen = await stream(http, CHAT, chat())
+        assert seen.status == 200
+        assert seen.error is not None
+        assert not seen.clean
 
 
 # --- pauses --------------------------------------------------------------------------------------

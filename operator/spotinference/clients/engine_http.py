@@ -80,11 +80,19 @@ class Answer(asyncio.Protocol):
 
     async def send(self, request: bytes, silence_s: float) -> None:
         """Writes a whole request; returns with the head of its answer."""
+        self.ask(request, silence_s)
+        await self.head()
+
+    def ask(self, request: bytes, silence_s: float) -> None:
+        """Writes a whole request."""
         if self._transport is None or self._failure is not None:
             raise Broken("the connection is closed")
         self._asked = True
         self.expect_within(silence_s)
         self._transport.write(request)
+
+    async def head(self) -> None:
+        """Until status and headers are here."""
         while not self._has_head:
             await self._more()
 
@@ -112,6 +120,11 @@ class Answer(asyncio.Protocol):
                 return  # it looks again when it fires: not set anew for each answer and chunk
             self._timer.cancel()
         self._timer = self._loop.call_later(silence_s, self._look)
+
+    async def arrival(self) -> None:
+        """Until there is something of the body to read, its end, or a status that is no 200."""
+        while not (self._body or self._complete or self.status not in {0, 200}):
+            await self._more()
 
     async def part(self) -> bytes:
         """What has come of the body since the last call; empty at its end."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import random
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from contextlib import asynccontextmanager
 
 import orjson
@@ -33,6 +33,7 @@ MAX_ERROR_BYTES = 64 * 1024
 MAX_MODELS_BYTES = 1024 * 1024
 _SHUTDOWN = b"cannot schedule new futures after shutdown"
 
+Patience = Callable[[Answer], Awaitable[None]]
 Spawn = Callable[[Coroutine[None, None, None]], object]
 
 
@@ -95,13 +96,16 @@ class Engines:
         self._closed.set()
 
     def answer(
-        self, replica: Replica, path: str, body: bytes, *, request_id: str, stream: bool, work: Work
-    ) -> _Opened:
+        self, replica: Replica, path: str, body: bytes, *, request_id: str, stream: bool, work: Work,
+        patience: Patience | None = None,
+    ) -> _Opened:  # fmt: skip
         """A context: the engine's 200, its body unread; while it is open the replica counts it.
 
         When the replica leaves the cluster, or a deadline passes, reading fails at once.
+        `patience` waits until the engine speaks, and may do something else meanwhile.
         """
-        return _Opened(self, replica, path, body, request_id, stream=stream, work=work)
+        given = (path, body, request_id, patience)
+        return _Opened(self, replica, given, stream=stream, work=work)
 
     def begin(self, replica: Replica, work: Work, *, stream: bool) -> Attempt:
         attempt = Attempt(replica, work, self._vitals, stream=stream)
@@ -136,7 +140,9 @@ class Engines:
             for attempt in [a for a in self._open if a.due_at <= at]:
                 attempt.look(at)
 
-    async def post(self, attempt: Attempt, path: str, body: bytes, request_id: str) -> Answer:
+    async def post(
+        self, attempt: Attempt, path: str, body: bytes, request_id: str, patience: Patience | None
+    ) -> Answer:
         """Any answer, its head read; how that fails is one of this module's exceptions."""
         settings, replica = self._settings, attempt.replica
         try:
@@ -154,7 +160,10 @@ class Engines:
         request = head("POST", replica.base_url, path, headers, len(body)) + body
         attempt.answered_by(answer)
         try:
-            await answer.send(request, settings.answer_timeout_s)
+            answer.ask(request, settings.answer_timeout_s)
+            if patience is not None:
+                await patience(answer)
+            await answer.head()
         except Broken as error:
             raise Lost(f"{replica.name}: {error}") from error
         finally:
@@ -298,16 +307,14 @@ class _Opened:
         self,
         engines: Engines,
         replica: Replica,
-        path: str,
-        body: bytes,
-        request_id: str,
+        given: tuple[str, bytes, str, Patience | None],
         *,
         stream: bool,
         work: Work,
     ) -> None:
         self._engines = engines
         self._replica = replica
-        self._given = (path, body, request_id)
+        self._given = given
         self._stream = stream
         self._work = work
 

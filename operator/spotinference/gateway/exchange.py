@@ -259,7 +259,7 @@ class Exchange:
         path = request.path if request is not None else self._prepared.endpoint.value
         async with self._context.engines.answer(
             replica, path, orjson.dumps(body), request_id=self._attempt_id(replica), stream=True,
-            work=self._search.work,
+            work=self._search.work, patience=self._waiting.first_part,
         ) as attempt:  # fmt: skip
             response = self._opened(attempt)
             try:

@@ -176,6 +176,7 @@ class ResponsesRelay(Relay):
             request_id=self._attempt_id(replica),
             stream=True,
             work=self._search.work,
+            patience=self._waiting.first_part,
         ) as attempt:
             response = self._opened(attempt)
             try:

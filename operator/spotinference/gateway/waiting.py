@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections.abc import Callable
 
 from spotinference.api.keys import ApiKey
+from spotinference.clients.engine_http import Answer
 from spotinference.core import chunks
 from spotinference.core.chunks import Identity
 from spotinference.core.continuation import Prepared
@@ -143,22 +145,45 @@ class Waiting:
             return True
         return self._key.wait != "strict" and self.tier.spec.wake.heartbeat != "off"
 
-    async def _beat(self, released: asyncio.Future[None], deadline: float) -> None:
-        """Keeps a waiting stream alive; returns on release or at the deadline."""
+    async def first_part(self, answer: Answer) -> None:
+        """Until the engine speaks: its queue and the prefill are no silence for the client either.
+
+        A status that can still be a true one is not given away before `fail_fast_s`.
+        """
+        if not self._beats:
+            return
+        since = self.since if self.since is not None else time.monotonic()
+        status_at = since + self._context.settings.fail_fast_s
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(max(0.0, status_at - time.monotonic())):
+                await answer.arrival()
+                return
+        arrival = asyncio.get_running_loop().create_task(answer.arrival())
+        try:
+            await self._beat(arrival, float("inf"))
+            await arrival
+        finally:
+            arrival.cancel()
+
+    async def _beat(self, end: asyncio.Future[None], deadline: float) -> None:
+        """Keeps a waiting stream alive; returns when `end` is done, or at the deadline."""
         settings = self._context.settings
         if not self._reply.begun:
             assert self.since is not None
-            await self._until(released, min(deadline, self.since + settings.fail_fast_s))
-            if released.done() or time.monotonic() >= deadline:
+            await self._until(end, min(deadline, self.since + settings.fail_fast_s))
+            if end.done() or time.monotonic() >= deadline:
                 return
             await self._reply.begin({"x-spotinference-eta": str(self._eta())})
-        empty_at = time.monotonic() + settings.empty_chunk_s
-        while not released.done() and time.monotonic() < deadline:
+        # Of an answer that was cut the last chunk may be as old as its replica's silence.
+        first_s = settings.empty_chunk_s / 2 if self._ticket.answered else settings.empty_chunk_s
+        empty_at = time.monotonic() + first_s
+        while not end.done() and time.monotonic() < deadline:
             await self._reply.write(chunks.comment(self._news()))
-            if time.monotonic() >= empty_at:
-                empty_at += settings.empty_chunk_s
+            now = time.monotonic()
+            if now >= empty_at:
+                empty_at = now + settings.empty_chunk_s
                 await self._reply.write(self._empty())
-            await self._until(released, min(deadline, time.monotonic() + settings.heartbeat_s))
+            await self._until(end, min(deadline, empty_at, now + settings.heartbeat_s))
 
     def _empty(self) -> bytes:
         """What counts as a sign of life for clients that look at parsed events only."""
@@ -180,7 +205,11 @@ class Waiting:
         return self.who
 
     def _news(self) -> str:
-        return "paused" if self._paused else f"waking eta_seconds={self._eta()}"
+        if self._paused:
+            return "paused"
+        if any(r.routable for r in self._context.replicas.of(self.tier.ref)):
+            return "waiting for a replica's first token"
+        return f"waking eta_seconds={self._eta()}"
 
     @property
     def _paused(self) -> bool:
