@@ -114,6 +114,8 @@ class World:
     crash: str | None = None
     """the engine's own words when every start fails"""
     hub_failure: str | None = None
+    slow_zone: str | None = None
+    """where a cache job does not come to its end"""
     commit: str = COMMIT
     writes: list[Write] = field(default_factory=list)
     plans: list[tuple[datetime, Plan]] = field(default_factory=list)
@@ -405,7 +407,9 @@ class World:
             if kind != JOB.kind or job["status"]:
                 continue
             made = times.parse(job["metadata"]["creationTimestamp"])
-            if self.now - made < timedelta(seconds=self.fetch_s):
+            zone = job["metadata"]["labels"].get(names.LABEL_ZONE)
+            slow = zone is not None and zone == self.slow_zone
+            if slow or self.now - made < timedelta(seconds=self.fetch_s):
                 continue
             if self.hub_failure:
                 at = times.to_text(self.now)

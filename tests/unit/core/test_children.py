@@ -189,6 +189,31 @@ def test_another_model_revision_is_fetched_before_the_old_one_stops_serving() ->
     assert len([k for k in w.children if k[0] == "Job"]) == 1
 
 
+def test_with_a_volume_per_zone_the_old_revision_serves_until_every_zone_has_the_new_one() -> None:
+    w = world(cache={"accessMode": "ReadWriteOnce"}, scaling={"minReplicas": 2, "maxReplicas": 2})
+    w.run(100)
+    assert len(w.ready) == 2
+    old = w.commit
+    w.commit, w.slow_zone = "feedbeef" * 5, "zone-2"
+    w.edit(model={"source": "hf://acme/tiny", "revision": "v2"})
+    w.run(200)
+    assert served(w) == {old}
+    assert len(w.ready) == 2
+    w.slow_zone = None
+    w.run(300)
+    assert served(w) == {w.commit}
+    assert len(w.ready) == 2
+
+
+def served(w: World) -> set[str]:
+    """Commits that the Deployments with replicas name."""
+    return {
+        body["spec"]["template"]["spec"]["containers"][0]["args"][0].rpartition("/")[2]
+        for (kind, _), body in w.children.items()
+        if kind == "Deployment" and body["spec"]["replicas"]
+    }
+
+
 def test_a_missing_pool_is_named_and_what_runs_goes_on() -> None:
     w = serving()
     del w.pools["spot-a"]
