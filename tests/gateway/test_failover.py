@@ -289,6 +289,19 @@ async def test_an_answer_never_continues_on_another_revision_of_the_model() -> N
         assert seen.done == 0
 
 
+async def test_a_replica_with_a_shorter_context_cannot_carry_the_answer_on() -> None:
+    """Nothing is wrong with the request: the client hears what the new replica said about it."""
+    async with bench() as b:
+        await b.tier("demo")
+        await b.replica()
+        await b.replica(max_model_len=20)
+        seen = await cut(b, CHAT, chat(), 40)
+        assert seen.error is not None
+        assert seen.error["code"] == "not_continuable"
+        assert "maximum context length" in seen.error["message"]
+        assert (seen.clean, seen.done) == (False, 0)
+
+
 @pytest.mark.fault(37)
 async def test_what_cannot_be_continued_ends_with_an_error_and_an_aborted_connection() -> None:
     async with bench() as b:

@@ -11,6 +11,8 @@ from typing import TypeVar, overload
 T = TypeVar("T")
 
 POLL_S = 0.05
+FIRST_POLL_S = 0.002
+"""Doubles up to `POLL_S`: most conditions are true within a few milliseconds."""
 
 
 @overload
@@ -29,6 +31,7 @@ async def eventually(
     At the deadline it fails with the last state it saw.
     """
     until = time.monotonic() + deadline_s
+    pause_s = FIRST_POLL_S
     while True:
         last: object
         try:
@@ -42,4 +45,5 @@ async def eventually(
         if time.monotonic() > until:
             name = what or getattr(check, "__name__", "condition")
             raise AssertionError(f"{name}: not within {deadline_s} s; last seen: {last!r}")
-        await asyncio.sleep(POLL_S)
+        await asyncio.sleep(pause_s)
+        pause_s = min(2 * pause_s, POLL_S)

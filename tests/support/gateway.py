@@ -274,13 +274,14 @@ class Bench:
             self.kube.drop(POD, engine.pod)
 
     @contextlib.contextmanager
-    def preferring(self, engine: Engine) -> Iterator[None]:
-        """The next requests go to this replica while it is routable."""
+    def preferring(self, engine: Engine | str) -> Iterator[None]:
+        """The next requests go to this replica (or the one of this pod) while it is routable."""
+        pod = engine if isinstance(engine, str) else engine.pod
         others = [
             replica
             for tier in self.gateway.context.catalogue.of(NAMESPACE)
             for replica in self.gateway.context.replicas.of(tier.ref)
-            if replica.name != engine.pod
+            if replica.name != pod
         ]
         for replica in others:
             replica.outstanding += 10**9

@@ -15,6 +15,7 @@ from spotinference.api import names
 from spotinference.api.kinds import Json
 from spotinference.core import pacing, routing
 from spotinference.core.ejection import STRIKES
+from spotinference.core.fingerprint import fingerprint
 from spotinference.core.observed import TierRef
 from spotinference.core.routing import Work
 
@@ -30,7 +31,7 @@ class Replica:
     uid: str
     base_url: str
     fingerprint: str
-    """what it serves (its first argument names the commit): answers continue only on equals"""
+    """what it says (`core/fingerprint.py`): answers continue only on equals"""
     pool: str = ""
     zone: str = ""
     node: str = ""
@@ -92,13 +93,14 @@ class Replicas:
             replica = None
         if replica is None:
             labels = after["metadata"].get("labels") or {}
+            engine = _engine(after)
             replica = Replica(
                 tier=ref,
                 name=after["metadata"]["name"],
                 uid=uid,
                 base_url=base_url,
-                fingerprint=_fingerprint(after),
-                slots=pacing.slots(_engine(after).get("args") or ()),
+                fingerprint=fingerprint(str(engine.get("image")), engine.get("args") or ()),
+                slots=pacing.slots(engine.get("args") or ()),
                 pool=labels.get(names.LABEL_POOL, ""),
                 zone=labels.get(names.LABEL_ZONE, ""),
                 node=after["spec"].get("nodeName", ""),
@@ -215,9 +217,3 @@ def _port(pod: Json) -> int:
         if port.get("name") == names.ENGINE_PORT_NAME:
             return int(port["containerPort"])
     return names.ENGINE_PORT
-
-
-def _fingerprint(pod: Json) -> str:
-    """The engine's image and model path, which holds the commit of the weights."""
-    engine = _engine(pod)
-    return f"{engine.get('image')} {(engine.get('args') or [''])[0]}"

@@ -71,6 +71,8 @@ class SimServer:
         """What was asked, newest last: {"path", "body", "headers"}."""
         self.port = options.port
         self.draining = False
+        self.hanging = 0
+        """streams that fell silent by a fault"""
         self._stopped_core = False
         self._sockets: set[asyncio.Transport] = set()
         self._runner: web.AppRunner | None = None
@@ -117,6 +119,9 @@ class SimServer:
         for transport in list(self._sockets):
             reset(transport)
         await self.stop()
+
+    def _hangs(self) -> None:
+        self.hanging += 1
 
     async def drain(self) -> None:
         """What SIGTERM does: returns when the process may end."""
@@ -345,7 +350,9 @@ class SimServer:
         try:
             if generation.stream:
                 events = writer or wire.StreamWriter(generation)
-                return await Stream(self.kill, request, work, fault, events).run()
+                stream = Stream(self.kill, request, work, fault, events)
+                stream.on_hang = self._hangs
+                return await stream.run()
             outputs = await self._whole(work)
             body = writer.answer(outputs) if writer else wire.whole_answer(generation, outputs)
             return web.Response(body=body, content_type="application/json")

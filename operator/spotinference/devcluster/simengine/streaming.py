@@ -32,6 +32,8 @@ class Stream:
         fault: Fault,
         writer: wire.Writer,
     ) -> None:
+        self.on_hang: Callable[[], None] = lambda: None
+        """called when the stream falls silent by a fault"""
         self._kill = kill
         self._request = request
         self._work = work
@@ -130,7 +132,7 @@ class Stream:
                 await _flushed(transport)
                 await self._kill()
             case _:
-                pass
+                self.on_hang()
         await asyncio.sleep(HANG_S)
         return response
 
