@@ -62,6 +62,21 @@ async def test_an_answer_leaves_one_record(tmp_path: Path, *, streamed: bool) ->
     assert KEY not in json.dumps(record)
 
 
+async def test_gaps_are_those_of_all_chunks_and_a_batch_is_a_number_of_requests(
+    tmp_path: Path,
+) -> None:
+    async with bench(usage_spool=tmp_path, tokens_per_s=100) as b:
+        await b.tier("demo")
+        await b.replica()
+        async with b.http() as session:
+            ask = chat(max_tokens=20, ignore_eos=True)
+            await asyncio.gather(*(stream(session, CHAT, ask) for _ in range(2)))
+        records = await recorded(tmp_path, 2)
+    assert sorted(r["batch"] for r in records) == [0, 1]
+    # Of 19 gaps ten are no shorter than the median; of one gap that spans the answer, the median is it.
+    assert all(10 * r["itl_p50_s"] <= r["total_s"] for r in records)
+
+
 async def test_an_answer_with_two_continuations_leaves_three_records(tmp_path: Path) -> None:
     async with bench(usage_spool=tmp_path, tokens_per_s=200) as b:
         await b.tier("demo")

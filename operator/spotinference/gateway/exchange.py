@@ -277,7 +277,7 @@ class Exchange:
         task switch; this task only wakes for what ends the answer, and for a slow client.
         """
         framer = Framer()
-        reply, delivered = self._reply, self._delivered
+        reply, delivered, trace = self._reply, self._delivered, self.trace
         hide = self._prepared.hide_token_ids
         first, held = True, b""
 
@@ -290,6 +290,7 @@ class Exchange:
                 held = whole
                 return False
             delivered.record(whole)
+            trace.token()
             return reply.push(chunks.hide_token_ids(whole) if hide else whole)
 
         while not await response.pipe(take):

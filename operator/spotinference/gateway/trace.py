@@ -57,7 +57,7 @@ class Trace:
                 number=len(self.attempts) + 1,
                 replica=replica,
                 engine_request=engine_request,
-                outstanding=replica.outstanding,
+                outstanding=replica.running,
                 started=time.monotonic(),
                 replayed=replayed - earlier,
                 parked_s=parked_s - waited_s,
