@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import os
 import resource
+import signal
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -39,16 +40,20 @@ class Plan:
     chunks: int
     """per streamed answer"""
     memory_requests: int
+    admitted: Load
+    """as many streams as the gateway is told to admit (max_answers)"""
     overload: Load
+    """offered to the same gateway"""
 
 
 def plan(*, quick: bool, rounds: int) -> Plan:
     if quick:
         return Plan(
             rounds=1,
-            loads={"plain": Load("plain", 32, 1), "500": Load("stream", 100, 1)},
+            loads={"plain": Load("plain", 32, 1), "100": Load("stream", 100, 1)},
             chunks=50,
             memory_requests=100,
+            admitted=Load("stream", 50, 1),
             overload=Load("stream", 400, 1),
         )
     return Plan(
@@ -60,7 +65,8 @@ def plan(*, quick: bool, rounds: int) -> Plan:
         },
         chunks=250,
         memory_requests=500,
-        overload=Load("stream", 4000, 8),
+        admitted=Load("stream", 500, 6),
+        overload=Load("stream", 4000, 6),
     )
 
 
@@ -102,35 +108,54 @@ class Bench:
         print(f"round {number}: {peer.name}", file=sys.stderr)
 
     def measure_own(self) -> None:
-        """Memory and overload, of our gateway alone."""
+        """One round of memory and overload, of our gateway alone."""
         count = self.plan.memory_requests
         for model, name in ((MODEL, "live"), ("asleep", "parked")):
             with self._own() as (group, port):
                 kib = memory.per_request(group, "127.0.0.1", port, model, count)
             self.results.add(OURS, name, {"kib": kib})
-        with self._own() as (group, port):
-            figures = measure.run(
-                Target("127.0.0.1", port, MODEL), self.plan.overload, group, self.load_core
-            )
-        self.results.add(OURS, "overload", figures)
+        for name, load in (("alone", self.plan.admitted), ("overload", self.plan.overload)):
+            limit = str(self.plan.admitted.concurrency)
+            with self._own(max_answers=limit) as (group, port):
+                figures = measure.run(Target("127.0.0.1", port, MODEL), load, group, self.load_core)
+            self.results.add(OURS, name, figures)
+
+    def measure_scaling(self, round_cores: int) -> None:
+        """One worker on one core, then two on two. With fewer than four cores two workers share
+        theirs with the load, so CPU time per request is what tells how they scale.
+        """
+        free = round_cores >= 4
+        for workers, cores in ((1, self.proxy_core), (2, ",".join(_cores()[-2:]))):
+            load_cores = ",".join(_cores()[:2]) if free or workers == 2 else self.load_core
+            load = Load("plain", 128, self.plan.loads["plain"].seconds)
+            with self._own("--workers", str(workers), cores=cores) as (group, port):
+                figures = measure.run(Target("127.0.0.1", port, MODEL), load, group, load_cores)
+            self.results.add(f"workers {workers}", "plain", figures)
 
     @contextmanager
-    def _own(self) -> Iterator[tuple[Group, int]]:
+    def _own(
+        self, *more: str, cores: str | None = None, **settings: str
+    ) -> Iterator[tuple[Group, int]]:
+        """Our gateway; `settings` by their names."""
         peer = PEERS[0]
         port = processes.free_port()
         folder = Path(tempfile.mkdtemp(dir=self.folder))
         log = folder / "log.txt"
         launch = peer.launch(self.upstream, port, folder)
-        with processes.pinned(launch.command, self.proxy_core, log, launch.environment) as group:
+        environment = launch.environment | {
+            f"SPOTINFERENCE_GATEWAY_{name.upper()}": value for name, value in settings.items()
+        }
+        command = [*launch.command, *more]
+        with processes.pinned(command, cores or self.proxy_core, log, environment) as group:
             processes.until_answering("127.0.0.1", port, measure.request(MODEL), log)
             yield group, port
 
 
 def run(options: argparse.Namespace) -> Results:
-    cores = sorted(os.sched_getaffinity(0))
+    cores = _cores()
     if len(cores) < 2:
         raise errors.ConfigInvalid("two cores are needed: one for the proxy, one for the load")
-    proxy_core, load_core = str(cores[-1]), str(cores[0])
+    proxy_core, load_core = cores[-1], cores[0]
     chosen = plan(quick=options.quick, rounds=options.rounds)
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
@@ -153,9 +178,14 @@ def run(options: argparse.Namespace) -> Results:
             bench.measure_direct()
             for peer in peers:
                 bench.measure_peer(peer, number)
-        if not options.only or OURS in options.only:
-            bench.measure_own()
+            if not options.only or OURS in options.only:
+                bench.measure_own()
+                bench.measure_scaling(len(cores))
     return results
+
+
+def _cores() -> list[str]:
+    return [str(core) for core in sorted(os.sched_getaffinity(0))]
 
 
 def main() -> None:
@@ -166,6 +196,7 @@ def main() -> None:
     parser.add_argument("--markdown", type=Path, metavar="FILE", help="write the tables there")
     parser.add_argument("--json", action="store_true", help="print every round instead of tables")
     options = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("stopped"))  # ends what was started, too
     results = run(options)
     if options.markdown:
         options.markdown.write_text(results.markdown())

@@ -54,7 +54,9 @@ def _ours(upstream: Upstream, port: int, folder: Path) -> Launch:
         "--host", "127.0.0.1", "--port", str(port), "--metrics-port", "0",
         "--announce", str(folder / "announce.json"), "--log-level", "warning",
     ]  # fmt: skip
-    return Launch(__version__, command, {})
+    return Launch(
+        __version__, command, {"SPOTINFERENCE_GATEWAY_USAGE_SPOOL": str(folder / "usage")}
+    )
 
 
 NGINX_CONF = """

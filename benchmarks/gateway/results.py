@@ -15,6 +15,16 @@ from rich.table import Table
 from benchmarks.gateway.peers import DIRECT, OURS, PEERS
 
 Row = dict[str, str]
+_OVERLOAD = (
+    ("concurrency", "streams offered"),
+    ("chunks_per_s", "chunks/s that arrive"),
+    ("chunk_p50", "delay per token, p50, ms"),
+    ("chunk_p99", "delay per token, p99, ms"),
+    ("refused", "refusals"),
+    ("refusal_p50", "time to a refusal, p50, ms"),
+    ("refusal_p99", "time to a refusal, p99, ms"),
+    ("errors", "errors"),
+)
 
 
 @dataclass(slots=True)
@@ -82,23 +92,31 @@ class Results:
         kib = self.value(OURS, "parked", "kib")
         if kib is not None:
             said.append(("resident memory per parked request", f"{kib:.1f} KiB"))
-        for name, shown in (
-            ("chunks_per_s", "overload: chunks/s to admitted streams"),
-            ("chunk_p50", "overload: delay per token, p50, ms"),
-            ("chunk_p99", "overload: delay per token, p99, ms"),
-            ("refused", "overload: refused"),
-            ("refusal_p50", "overload: time to a refusal, p50, ms"),
-            ("refusal_p99", "overload: time to a refusal, p99, ms"),
-            ("errors", "overload: errors"),
-        ):
-            value = self.value(OURS, "overload", name)
-            if value is not None:
-                said.append((shown, f"{value:.4g}"))
-        for workers in (1, 2):
-            value = self.value(f"workers {workers}", "plain", "requests_per_s")
-            if value is not None:
-                said.append((f"requests/s with {workers} worker(s), both cores", f"{value:.0f}"))
+        for load, title in (("alone", "as many streams as are admitted"), ("overload", "overload")):
+            for name, shown in _OVERLOAD:
+                value = self.value(OURS, load, name)
+                if value is not None and (value > 0 or name == "errors"):
+                    said.append((f"{title}: {shown}", f"{value:.4g}"))
+        said += self._scaling()
         return [{"what": what, "figure": figure} for what, figure in said]
+
+    def _scaling(self) -> list[tuple[str, str]]:
+        said, cost = [], {}
+        for workers in (1, 2):
+            name = f"workers {workers}"
+            rate = self.value(name, "plain", "requests_per_s")
+            each = _each(self, name, "plain", "requests_per_s")
+            if rate is None or not each:
+                return []
+            cost[workers] = float(each)
+            said.append((f"{name}: requests/s; CPU per request", f"{rate:.0f}; {each} µs"))
+        said.append(
+            (
+                "two workers on two free cores, by CPU per request",
+                f"{2 * cost[1] / cost[2]:.2f} times one",
+            )
+        )
+        return said
 
     # --- output ---------------------------------------------------------------------------------
 
