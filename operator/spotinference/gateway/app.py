@@ -38,6 +38,7 @@ from spotinference.gateway.listener import Listener
 from spotinference.gateway.metrics import Metrics
 from spotinference.gateway.parking import Parking
 from spotinference.gateway.peers import Peers
+from spotinference.gateway.replay import Replays
 from spotinference.gateway.replicas import Replicas
 from spotinference.gateway.server import Server
 from spotinference.gateway.usage import Usage
@@ -121,6 +122,7 @@ async def running(
         usage = Usage(settings, gateway_id, clock, metrics)
         engines = Engines(pool, replicas, settings, metrics, vitals, tasks.create_task)
         engines.on_slot = parking.release
+        replays = Replays(settings)
         context = Context(
             settings,
             clock,
@@ -132,6 +134,7 @@ async def running(
             vitals,
             limits,
             usage,
+            replays,
         )
 
         def why_not_ready() -> str | None:
@@ -186,6 +189,7 @@ async def running(
             await server.drain(settings.drain_s)
         finally:
             parking.close()
+            await replays.close()
             await demand.close()
             await budgets.exchange()
             await usage.close()

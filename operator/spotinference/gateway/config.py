@@ -110,6 +110,18 @@ class GatewaySettings(BaseSettings):
     demand_retry_max_s: float = 2.0
     demand_attempts: int = 5
 
+    # --- answers that outlive a connection ------------------------------------------------------
+    resume_s: float = 60.0
+    """A recorded answer waits so long for its client to come back, and is kept so long."""
+    idempotency_s: float = 600.0
+    """A finished answer to a request with an Idempotency-Key is kept: an SDK's whole timeout."""
+    max_recording_bytes: int = 1024 * 1024
+    """Of one answer, some 5,000 tokens. A longer one loses its beginning, once its clients have
+    that; the engine is not read while a client lags so much."""
+    max_recorded_bytes: int = 256 * 1024 * 1024
+    """A running answer counts with the most that it may take."""
+    max_recordings: int = 2000
+
     # --- limits ---------------------------------------------------------------------------------
     namespace: str | None = None
     """Our own; where months' tokens are kept. Unset: in this process alone."""

@@ -11,6 +11,7 @@ from spotinference.gateway.engines import Engines
 from spotinference.gateway.limits import Limits
 from spotinference.gateway.metrics import Metrics
 from spotinference.gateway.parking import Parking
+from spotinference.gateway.replay import Replays
 from spotinference.gateway.replicas import Replicas
 from spotinference.gateway.usage import Usage
 from spotinference.gateway.vitals import Vitals
@@ -28,3 +29,4 @@ class Context:
     vitals: Vitals
     limits: Limits
     usage: Usage
+    replays: Replays

@@ -62,6 +62,15 @@ class Code(Enum):
     BUDGET_EXCEEDED = Row(
         429, "insufficient_quota", False, "The key has used its tokens of this month."
     )
+    IDEMPOTENCY_KEY_REUSED = Row(
+        409, "invalid_request_error", False, "The Idempotency-Key belongs to another request."
+    )
+    ANSWER_GONE = Row(
+        404, "invalid_request_error", False, "No answer of that id can be resumed here any more."
+    )
+    RECORDINGS_FULL = Row(
+        429, "rate_limit_error", True, "As many answers are being recorded as may be."
+    )
     PARKED_FULL = Row(
         429,
         "rate_limit_error",

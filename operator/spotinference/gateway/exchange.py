@@ -56,12 +56,13 @@ class Exchange:
         key: ApiKey,
         request_id: str,
         body_bytes: int,
+        reply: Reply | None = None,
     ) -> None:
         self._context = context
         self._prepared = prepared
         self._key = key
         self._id = request_id
-        self._reply = Reply(http, context.settings, request_id)
+        self._reply = reply or Reply(http, context.settings, request_id)
         self._reply.headers["x-spotinference-continuation"] = prepared.kind.value
         context.metrics.classes.labels(prepared.kind.value).inc()
         self.account = Account(prepared.kind)

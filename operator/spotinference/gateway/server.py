@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import secrets
 from collections.abc import Awaitable, Callable
 
@@ -24,6 +25,7 @@ from spotinference.gateway import (
     metrics,
     models,
     relay,
+    replay,
     requests,
 )
 from spotinference.gateway.catalogue import Tier
@@ -32,7 +34,8 @@ from spotinference.gateway.errors import Code, GatewayError
 from spotinference.gateway.exchange import Exchange
 from spotinference.gateway.keys import KeyRing
 from spotinference.gateway.relay import Relay, ResponsesRelay
-from spotinference.gateway.reply import ANSWER_HEADERS
+from spotinference.gateway.replay import Asked, RecordedReply, Recording
+from spotinference.gateway.reply import ANSWER_HEADERS, Reply
 
 log = structlog.get_logger(__name__)
 
@@ -156,7 +159,68 @@ class Server:
         if answering > self._context.settings.max_answers:  # before its body costs anything
             raise errors.gateway_busy()
         endpoint = Endpoint(_path(http))
+        wanted = replay.asked(http)
         raw = await requests.read_body(http, self._context.settings)
+        if wanted is not None:
+            return await self._recorded(http, key, endpoint, raw, wanted)
+        return await self._answer(http, key, endpoint, raw)
+
+    async def _recorded(
+        self, http: web.BaseRequest, key: ApiKey, endpoint: Endpoint, raw: bytes, wanted: Asked
+    ) -> web.StreamResponse:
+        """The request runs on its own; this connection, and those that join, play what it gives."""
+        settings, replays = self._context.settings, self._context.replays
+        digest = hashlib.sha256(endpoint.value.encode() + b"\n" + raw).digest()
+        recording = replays.find(key.id, wanted, digest)
+        if recording is None:
+            recording = Recording(key.id, http[REQUEST_ID], digest, settings.max_recording_bytes)
+            run = self._in_the_background(http, key, endpoint, raw, recording)
+            self._keep(replays.record(recording, wanted, run))
+            connection = Reply(http, settings, recording.request_id)
+        else:
+            http[ANSWER_HEADERS] = self._limit_headers(http)
+            connection = Reply(http, settings, recording.request_id)
+            connection.headers[replay.JOINED] = "true"
+        try:
+            return await replay.play(recording, connection, wanted)
+        except asyncio.CancelledError as cancelled:
+            if cancelled.args != (exchange.STOPPING,) or not connection.begun:
+                raise
+            return await connection.abort(errors.stopping())
+        finally:
+            replays.left(recording)
+
+    async def _in_the_background(
+        self,
+        http: web.BaseRequest,
+        key: ApiKey,
+        endpoint: Endpoint,
+        raw: bytes,
+        recording: Recording,
+    ) -> None:
+        reply = RecordedReply(http, self._context.settings, recording)
+        try:
+            await self._answer(http, key, endpoint, raw, reply)
+        except GatewayError:
+            raise  # the players tell it to their clients
+        except Exception as error:  # the outermost frame of a request
+            self._context.metrics.bugs.inc()
+            log.exception("request.bug", id=recording.request_id)
+            raise GatewayError(Code.INTERNAL_ERROR, "Internal error.") from error
+
+    def _keep(self, task: asyncio.Task[None]) -> None:
+        """A drain waits for it, like for a client's own."""
+        self._running.add(task)
+        task.add_done_callback(self._running.discard)
+
+    async def _answer(
+        self,
+        http: web.BaseRequest,
+        key: ApiKey,
+        endpoint: Endpoint,
+        raw: bytes,
+        reply: Reply | None = None,
+    ) -> web.StreamResponse:
         body = requests.parse(endpoint, raw)
         tier = self._tier(key, body["model"])
         http[TIER_NAME] = tier.ref.name
@@ -173,6 +237,7 @@ class Server:
             key=key,
             request_id=http[REQUEST_ID],
             body_bytes=len(raw),
+            reply=reply,
         )
         code = "client_gone"
         try:

@@ -23,7 +23,7 @@ class Attempt:
     replica: Replica
     engine_request: str
     """the id under which the engine knows it"""
-    outstanding: int
+    batch: int
     """requests that the replica had when this one came"""
     started: float
     replayed: int
@@ -57,7 +57,7 @@ class Trace:
                 number=len(self.attempts) + 1,
                 replica=replica,
                 engine_request=engine_request,
-                outstanding=replica.running,
+                batch=replica.running,
                 started=time.monotonic(),
                 replayed=replayed - earlier,
                 parked_s=parked_s - waited_s,

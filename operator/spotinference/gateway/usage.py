@@ -102,7 +102,7 @@ def _record(request: Request, attempt: Attempt) -> dict[str, object]:
         "itl_p95_s": _ms(percentile(attempt.gaps, 95)),
         "total_s": _ms(ended - attempt.started),
         "parked_s": _ms(attempt.parked_s),
-        "batch": attempt.outstanding,
+        "batch": attempt.batch,
         "class": account.kind.value,
         "continuations": account.continuations,
         "status": attempt.status,

@@ -48,6 +48,8 @@ SHARED_BOUNDS = (
     "max_parked_per_key",
     "max_parked_bytes_per_key",
     "usage_max_bytes",
+    "max_recorded_bytes",
+    "max_recordings",
 )
 """Bounds of the pod's memory and disk: each worker has its part."""
 

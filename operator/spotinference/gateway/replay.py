@@ -1,0 +1,421 @@
+"""Answers that outlive their client's connection: for a retry that joins, and for a resumed stream.
+
+A request that carries `Idempotency-Key`, or asks for event ids, runs on its own and is recorded;
+every client connection plays the recording, from its beginning or from an event on. All other
+requests never come here: their clients' leaving ends them.
+
+A recording is one gateway process's own. Its memory is bounded: what all of its players have is
+dropped when it grows beyond its bound, and the engine is not read while a player lags that much.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections import deque
+from collections.abc import Coroutine
+from dataclasses import dataclass
+
+from aiohttp import web
+
+from spotinference.gateway.config import GatewaySettings
+from spotinference.gateway.errors import Code, GatewayError
+from spotinference.gateway.reply import ANSWER_HEADERS, Reply
+
+IDEMPOTENCY_KEY = "Idempotency-Key"
+EVENT_IDS = "x-spotinference-event-ids"
+LAST_EVENT_ID = "Last-Event-ID"
+JOINED = "x-spotinference-joined"
+"""On an answer that another request had asked for."""
+CLOSE_S = 3.0
+_TOKEN = re.compile(r"[\x21-\x7e]{1,255}")
+_EVENT_ID = re.compile(r"([0-9a-f]{32})(?::([0-9]{1,9}))?")
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """What a request's headers say about recording."""
+
+    idempotency: str | None = None
+    ids: bool = False
+    """`id:` lines, with which the stream can be resumed"""
+    last: tuple[str, int] | None = None
+    """request id, and number of the last event that the client has"""
+
+
+def asked(http: web.BaseRequest) -> Asked | None:
+    """None for nearly all requests; `invalid_request` names a header that is wrong."""
+    headers = http.headers
+    if (last := headers.get(LAST_EVENT_ID)) is not None:
+        found = _EVENT_ID.fullmatch(last)
+        if found is None:
+            raise _wrong(LAST_EVENT_ID, "must be <x-request-id>:<number>, as the stream's ids are")
+        return Asked(ids=True, last=(found[1], int(found[2] or 0)))
+    idempotency = headers.get(IDEMPOTENCY_KEY)
+    if idempotency is not None and not _TOKEN.fullmatch(idempotency):
+        raise _wrong(IDEMPOTENCY_KEY, "must be 1 to 255 printable characters without spaces")
+    ids = headers.get(EVENT_IDS)
+    if ids is not None and ids != "true":
+        raise _wrong(EVENT_IDS, "must be true, or absent")
+    return Asked(idempotency, ids is not None) if idempotency or ids else None
+
+
+def _wrong(header: str, wording: str) -> GatewayError:
+    return GatewayError(Code.INVALID_REQUEST, f"{header}: {wording}.", param=header)
+
+
+@dataclass(frozen=True, slots=True)
+class _Whole:
+    body: bytes
+    content_type: str
+    status: int
+
+
+class Recording:
+    """One answer as it comes; written by one exchange, read by any number of players."""
+
+    def __init__(self, owner: str, request_id: str, digest: bytes, limit: int) -> None:
+        self.owner = owner
+        """id of the API key"""
+        self.request_id = request_id
+        self.digest = digest
+        self.headers: dict[str, str] | None = None
+        """set once a stream has begun"""
+        self.whole: _Whole | None = None
+        self.refused: GatewayError | None = None
+        self.last_words: bytes | None = None
+        """the error event of a stream that was aborted"""
+        self.over = False
+        self.size = 0
+        self.first = 0
+        """number of the oldest write that is kept"""
+        self.events_before = 0
+        """events in the writes that are not kept any more"""
+        self.keep_alive: tuple[float, float] | None = None
+        self.players: dict[object, int] = {}
+        """the next write of each"""
+        self.task: asyncio.Task[None] | None = None
+        self._limit = limit
+        self._writes: deque[bytes] = deque()
+        self._changed = asyncio.Event()
+
+    # --- written by the exchange ----------------------------------------------------------------
+
+    def begin(self, headers: dict[str, str]) -> None:
+        self.headers = headers
+        self._tell()
+
+    def append(self, data: bytes) -> bool:
+        """Whole events. False: wait for `room` before the next."""
+        self._writes.append(data)
+        self.size += len(data)
+        self._tell()
+        return self.size <= self._limit or self._trimmed()
+
+    async def room(self) -> None:
+        """Until so much was played that more may be kept."""
+        while not self._trimmed():
+            await self._changed.wait()
+
+    def finish(self) -> None:
+        self.over = True
+        self._tell()
+
+    def _trimmed(self) -> bool:
+        """Forgets what all players have, while there is too much; whether there is room now."""
+        reached = min(self.players.values(), default=self.first)
+        while self.size > self._limit and self.first < reached:
+            data = self._writes.popleft()
+            self.size -= len(data)
+            self.events_before += _events_in(data)
+            self.first += 1
+        return self.size <= self._limit
+
+    def _tell(self) -> None:
+        changed, self._changed = self._changed, asyncio.Event()
+        changed.set()
+
+    # --- read by players ------------------------------------------------------------------------
+
+    def join(self, after: int) -> object:
+        """A player's handle; `answer_gone` when events after that number were forgotten."""
+        if self.events_before > after:
+            raise gone()
+        player = object()
+        self.players[player] = self.first
+        return player
+
+    def leave(self, player: object) -> None:
+        self.players.pop(player, None)
+        self._tell()
+
+    async def more(self, player: object) -> list[bytes]:
+        """The writes that this player does not have yet; empty at the end of the answer."""
+        while True:
+            at = self.players[player]
+            if at < self.first + len(self._writes):
+                writes = list(self._writes)[at - self.first :]
+                self.players[player] = at + len(writes)
+                if self.size > self._limit:
+                    self._tell()  # there may be room now
+                return writes
+            if self.over:
+                return []
+            await self._changed.wait()
+
+    async def begun(self) -> None:
+        """Until it is known what becomes of the request."""
+        while self.headers is None and not self.over:
+            await self._changed.wait()
+
+
+class RecordedReply(Reply):
+    """Takes an exchange's answer in the place of a connection."""
+
+    def __init__(
+        self, http: web.BaseRequest, settings: GatewaySettings, recording: Recording
+    ) -> None:
+        super().__init__(http, settings, recording.request_id)
+        self._recording = recording
+
+    @property
+    def begun(self) -> bool:
+        return self._recording.headers is not None
+
+    async def begin(self, headers: dict[str, str] | None = None) -> None:
+        own = self._http.get(ANSWER_HEADERS, {})
+        self._recording.begin({**own, **self.headers, **(headers or {})})
+
+    def push(self, data: bytes) -> bool:
+        return self._recording.append(data)
+
+    async def drain(self) -> None:
+        await self._recording.room()
+
+    def keep_alive(self, first_s: float, every_s: float) -> None:
+        self._recording.keep_alive = (first_s, every_s)
+
+    async def still(self) -> None:
+        return
+
+    async def write(self, data: bytes) -> None:
+        if not self.begun:
+            await self.begin()
+        if not self._recording.append(data):
+            await self._recording.room()
+
+    async def finish(self) -> web.StreamResponse:
+        self._recording.finish()
+        return web.StreamResponse()
+
+    async def send(self, response: web.Response) -> web.StreamResponse:
+        body = response.body
+        assert isinstance(body, bytes)
+        self._recording.whole = _Whole(body, response.content_type, response.status)
+        self._recording.size = len(body)
+        await self.begin()
+        self._recording.finish()
+        return response
+
+    async def abort(self, error: GatewayError) -> web.StreamResponse:
+        self.aborted = True
+        self._recording.last_words = self.as_event(error)
+        self._recording.refused = error
+        self._recording.finish()
+        return web.StreamResponse()
+
+
+async def play(recording: Recording, reply: Reply, wanted: Asked) -> web.StreamResponse:
+    """Gives one connection the answer, as if it had asked for it alone."""
+    after = wanted.last[1] if wanted.last is not None else 0
+    player = recording.join(after)
+    try:
+        if recording.keep_alive is not None and not recording.over:
+            reply.keep_alive(*recording.keep_alive)
+        try:
+            await recording.begun()
+        finally:
+            await reply.still()
+        if recording.headers is None:
+            assert recording.refused is not None
+            if not reply.begun:
+                raise recording.refused
+            return await reply.abort(recording.refused)
+        reply.headers = {**recording.headers, **reply.headers}
+        if (whole := recording.whole) is not None:
+            return await reply.send(
+                web.Response(
+                    body=whole.body,
+                    status=whole.status,
+                    content_type=whole.content_type,
+                    headers={"x-request-id": recording.request_id, "Cache-Control": "no-store"},
+                )
+            )
+        return await _play_stream(recording, reply, player, after, ids=wanted.ids)
+    finally:
+        recording.leave(player)
+
+
+async def _play_stream(
+    recording: Recording, reply: Reply, player: object, after: int, *, ids: bool
+) -> web.StreamResponse:
+    await reply.begin()
+    number = recording.events_before
+    while writes := await recording.more(player):
+        out = b"".join(writes)
+        if ids:
+            out, number = _numbered(out, recording.request_id, number, after)
+        if out:
+            await reply.write(out)
+    if (last := recording.last_words) is not None:
+        assert recording.refused is not None
+        reply.as_event = lambda _: last
+        return await reply.abort(recording.refused)
+    return await reply.finish()
+
+
+def _numbered(raw: bytes, request_id: str, number: int, after: int) -> tuple[bytes, int]:
+    """The events after `after` with `id:` lines, and the number of the last event."""
+    out: list[bytes] = []
+    for block in raw.split(b"\n\n"):
+        if not block:
+            continue
+        if block.startswith(b":"):
+            if number >= after:
+                out.append(block)
+            continue
+        number += 1
+        if number > after:
+            out.append(b"id: %b:%d\n%b" % (request_id.encode(), number, block))
+    return b"".join(block + b"\n\n" for block in out), number
+
+
+def _events_in(raw: bytes) -> int:
+    return sum(1 for block in raw.split(b"\n\n") if block and not block.startswith(b":"))
+
+
+def gone() -> GatewayError:
+    return GatewayError(
+        Code.ANSWER_GONE,
+        "There is no such answer of this key here any more, or its beginning was too long to keep. "
+        "Ask anew.",
+    )
+
+
+class Replays:
+    """The recordings of this process, by request id and by idempotency key; bounded."""
+
+    def __init__(self, settings: GatewaySettings) -> None:
+        self._settings = settings
+        self._by_request: dict[str, Recording] = {}
+        self._by_key: dict[tuple[str, str], Recording] = {}
+
+    def find(self, owner: str, wanted: Asked, digest: bytes) -> Recording | None:
+        """The recording to join; None: a new request. `answer_gone`, `idempotency_key_reused`."""
+        if wanted.last is not None:
+            recording = self._by_request.get(wanted.last[0])
+            if recording is None or recording.owner != owner:
+                raise gone()
+            return recording
+        if wanted.idempotency is None:
+            return None
+        recording = self._by_key.get((owner, wanted.idempotency))
+        if recording is not None and recording.digest != digest:
+            raise GatewayError(
+                Code.IDEMPOTENCY_KEY_REUSED,
+                f"{IDEMPOTENCY_KEY} was used for another request body or path. Choose a new one.",
+                param=IDEMPOTENCY_KEY,
+            )
+        return recording
+
+    def record(
+        self,
+        recording: Recording,
+        wanted: Asked,
+        run: Coroutine[None, None, None],
+    ) -> asyncio.Task[None]:
+        """Lets the request run on its own; it ends early when nobody has come back for it."""
+        try:
+            self._make_room()
+        except GatewayError:
+            run.close()
+            raise
+        self._by_request[recording.request_id] = recording
+        if wanted.idempotency is not None:
+            self._by_key[recording.owner, wanted.idempotency] = recording
+        task = asyncio.get_running_loop().create_task(self._run(recording, wanted, run))
+        recording.task = task
+        return task
+
+    def left(self, recording: Recording) -> None:
+        """A player has gone. Without another within `resume_s`, an unfinished answer ends."""
+        if recording.over or recording.players:
+            return
+
+        def give_up() -> None:
+            if not recording.over and not recording.players and recording.task is not None:
+                recording.task.cancel()
+
+        asyncio.get_running_loop().call_later(self._settings.resume_s, give_up)
+
+    async def _run(
+        self, recording: Recording, wanted: Asked, run: Coroutine[None, None, None]
+    ) -> None:
+        keep_s = self._settings.resume_s
+        try:
+            await run
+        except GatewayError as error:
+            recording.refused = error
+        finally:
+            if not recording.over:
+                recording.refused = recording.refused or GatewayError(
+                    Code.INTERNAL_ERROR, "The request ended without an answer."
+                )
+                recording.finish()
+            if recording.refused is not None:  # a retry is to be tried anew
+                self._forget_key(recording, wanted)
+            elif recording.size > self._settings.max_recording_bytes:
+                keep_s = 0.0  # those who wait for it have it
+            elif wanted.idempotency is not None:
+                keep_s = self._settings.idempotency_s
+            asyncio.get_running_loop().call_later(keep_s, self._forget, recording, wanted)
+
+    async def close(self) -> None:
+        """Ends what still runs; after the drain, or when the process fails."""
+        tasks = [recording.task for recording in self._by_request.values() if recording.task]
+        for task in tasks:
+            task.cancel()
+        if tasks:
+            await asyncio.wait(tasks, timeout=CLOSE_S)
+
+    def _forget_key(self, recording: Recording, wanted: Asked) -> None:
+        if wanted.idempotency is not None:
+            at = (recording.owner, wanted.idempotency)
+            if self._by_key.get(at) is recording:
+                del self._by_key[at]
+
+    def _forget(self, recording: Recording, wanted: Asked) -> None:
+        self._forget_key(recording, wanted)
+        self._by_request.pop(recording.request_id, None)
+
+    def _make_room(self) -> None:
+        """Drops the oldest finished answers; `recordings_full` when there is no room even so."""
+        settings = self._settings
+        known = self._by_request
+        most = settings.max_recording_bytes
+        size = most + sum(r.size if r.over else most for r in known.values())
+        for name in list(known):
+            if len(known) < settings.max_recordings and size <= settings.max_recorded_bytes:
+                return
+            if known[name].over and not known[name].players:
+                size -= known[name].size
+                dropped = known.pop(name)
+                for at in [at for at, other in self._by_key.items() if other is dropped]:
+                    del self._by_key[at]
+        if len(known) >= settings.max_recordings or size > settings.max_recorded_bytes:
+            raise GatewayError(
+                Code.RECORDINGS_FULL,
+                "Too many answers are being recorded. Retry, or ask without "
+                f"{IDEMPOTENCY_KEY} and {EVENT_IDS}.",
+                retry_after_s=settings.parked_retry_after_s,
+            )
