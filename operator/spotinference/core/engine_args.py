@@ -93,6 +93,7 @@ def environment(spec: TierSpec) -> list[dict[str, str]]:
         "LOGNAME": "engine",
         "USER": "engine",
         "FLASHINFER_WORKSPACE_BASE": f"{names.CACHE_MOUNT}/flashinfer",
+        "TORCHINDUCTOR_CACHE_DIR": f"{names.CACHE_MOUNT}/inductor",
         "TRITON_CACHE_DIR": f"{names.CACHE_MOUNT}/triton",
         "VLLM_CACHE_ROOT": names.VLLM_CACHE_ROOT,
         "VLLM_ENGINE_READY_TIMEOUT_S": str(round(durations.seconds(spec.engine.startup))),

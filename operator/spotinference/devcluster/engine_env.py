@@ -19,6 +19,9 @@ VLLM_ON_CPU = {
     "MKL_NUM_THREADS": "1",
     "OMP_WAIT_POLICY": "PASSIVE",
     "KMP_BLOCKTIME": "0",
+    # On the CPU vLLM saves a whole compiled model that it then fails to load, and compiles its parts
+    # anew; without it the parts come from Inductor's own cache at once.
+    "VLLM_USE_AOT_COMPILE": "0",
     # Nobody is told about it.
     "VLLM_NO_USAGE_STATS": "1",
     "DO_NOT_TRACK": "1",
