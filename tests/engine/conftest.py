@@ -10,6 +10,8 @@ import pytest
 from tests.support.engine import REQUEST_DEADLINE_S, EngineClient, EngineServer, running_engine
 
 QUEUE_LIMIT = 4
+PARSING = ("--enable-auto-tool-choice", "--tool-call-parser", "hermes")
+POOLING = ("--runner", "pooling", "--convert", "embed")
 ENGINES = [pytest.param("sim"), pytest.param("vllm", marks=pytest.mark.engine)]
 
 
@@ -29,6 +31,46 @@ def vllm_server() -> Iterator[EngineServer]:
 async def engine(request: pytest.FixtureRequest) -> AsyncIterator[EngineClient]:
     """A client of one engine, shared by all tests of the session."""
     server = request.getfixturevalue(f"{request.param}_server")
+    async with client_of(server) as client:
+        yield client
+
+
+@pytest.fixture(scope="session")
+def sim_pooling_server() -> Iterator[EngineServer]:
+    with running_engine("sim", *POOLING) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def vllm_pooling_server() -> Iterator[EngineServer]:
+    with running_engine("vllm", *POOLING) as server:
+        yield server
+
+
+@pytest.fixture(params=ENGINES)
+async def pooling(request: pytest.FixtureRequest) -> AsyncIterator[EngineClient]:
+    """A client of an engine that embeds and scores, and generates nothing."""
+    server = request.getfixturevalue(f"{request.param}_pooling_server")
+    async with client_of(server) as client:
+        yield client
+
+
+@pytest.fixture(scope="session")
+def sim_parsing_server() -> Iterator[EngineServer]:
+    with running_engine("sim", *PARSING) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def vllm_parsing_server() -> Iterator[EngineServer]:
+    with running_engine("vllm", *PARSING) as server:
+        yield server
+
+
+@pytest.fixture(params=ENGINES)
+async def parsing(request: pytest.FixtureRequest) -> AsyncIterator[EngineClient]:
+    """A client of an engine with a tool parser."""
+    server = request.getfixturevalue(f"{request.param}_parsing_server")
     async with client_of(server) as client:
         yield client
 

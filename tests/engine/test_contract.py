@@ -233,6 +233,35 @@ WRONG: list[tuple[str, Json, int, str | None, str]] = [
         None,
         "--tool-call-parser",
     ),
+    (
+        "/v1/chat/completions",
+        {
+            "model": MODEL,
+            "messages": CHAT,
+            "tool_choice": {"type": "function", "function": {"name": "f"}},
+            "tools": [{"type": "function", "function": {"name": "f", "parameters": {}}}],
+        },
+        400,
+        None,
+        'tool_choice=function "f" requires --tool-call-parser',
+    ),
+    ("/v1/responses", {"model": MODEL}, 400, "body.input", "Field required"),
+    ("/v1/responses", {"model": "nope", "input": "x"}, 404, "model", "does not exist"),
+    (
+        "/v1/responses",
+        {"model": MODEL, "input": "x", "temperature": 3},
+        400,
+        "temperature",
+        "temperature must be in [0, 2], got 3.0",
+    ),
+    (
+        "/v1/responses",
+        {"model": MODEL, "input": "x", "max_output_tokens": 99999},
+        400,
+        "max_output_tokens",
+        "max_output_tokens=99999 cannot be greater than max_model_len=2048",
+    ),
+    ("/detokenize", {"model": MODEL}, 400, "body.tokens", "Field required"),
 ]
 
 

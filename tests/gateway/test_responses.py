@@ -97,7 +97,7 @@ SAMPLED: Sequence[Json] = (
 async def test_a_response_goes_on_where_it_was_cut(more: Json, after: int) -> None:
     async with bench() as b:
         await b.tier("demo")
-        first, _ = await b.replica(), await b.replica()
+        first, _ = await b.replica(tool_parser=True), await b.replica(tool_parser=True)
         async with b.http() as http:
             undisturbed = await stream(http, ask(**more))
             whole(undisturbed)
@@ -119,7 +119,7 @@ async def test_an_unseeded_response_is_given_a_seed_and_goes_on_too() -> None:
         first.sim.faults.plan = Fault(mode="fin", after_chunks=9, times=1)
         async with b.http() as http:
             with b.preferring(first):
-                seen = await stream(http, ask(temperature=1.0))
+                seen = await stream(http, ask(temperature=1.0, ignore_eos=True))
         whole(seen)
         seeds = [engine.sim.requests[-1]["body"]["seed"] for engine in (first, second)]  # type: ignore[index]
         assert seeds[0] == seeds[1]

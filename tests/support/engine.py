@@ -209,7 +209,12 @@ class EngineClient:
         self, **body: object
     ) -> contextlib.AbstractAsyncContextManager[aiohttp.ClientResponse]:
         body = {"model": MODEL, "stream": True, **body}
-        return self._session.post(self.server.url + _path(body), json=body)
+        return self.open_at(_path(body), body)
+
+    def open_at(
+        self, path: str, body: Json
+    ) -> contextlib.AbstractAsyncContextManager[aiohttp.ClientResponse]:
+        return self._session.post(self.server.url + path, json=body)
 
     async def metric(self, name: str, **labels: str) -> float:
         """The sum of a series; fails when the series is missing."""

@@ -37,8 +37,8 @@ def refusal(endpoint: Endpoint, model: str, status: int, body: bytes) -> Gateway
             param="model",
         )
     message, param = _words(decoded)
-    if status == 404 and param == "model":
-        return GatewayError(Code.MODEL_NOT_FOUND, message, param=param)
+    if status == 404 and message.startswith("The model "):
+        return GatewayError(Code.MODEL_NOT_FOUND, message, param="model")
     if any(words in message for words in _CONTEXT):
         if param == "input_tokens":
             param = _INPUT.get(endpoint, "input")

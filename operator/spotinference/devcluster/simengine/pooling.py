@@ -76,7 +76,7 @@ def rerank(body: Mapping[str, object], options: SimOptions) -> bytes:
     usage = _usage([query, *documents])
     return orjson.dumps(
         {
-            "id": f"rerank-{secrets.token_hex(8)}",
+            "id": f"score-{secrets.token_hex(8)}",
             "model": options.served_names[0],
             "usage": {key: usage[key] for key in ("prompt_tokens", "total_tokens")},
             "results": results[:top] if isinstance(top, int) and top > 0 else results,

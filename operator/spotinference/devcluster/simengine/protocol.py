@@ -236,9 +236,13 @@ def _shape(body: Mapping[str, object], options: SimOptions) -> Shape:
         names = [str(choice["function"]["name"])]
     parsing = options.reasoning_parser or options.tool_parser
     obliged = bool(names) and (named or choice == "required")
-    if names and not obliged and not options.tool_parser:
+    if names and not options.tool_parser:
+        asked = f'tool_choice=function "{names[0]}"' if named else f"tool_choice={choice}"
         raise bad_request(
-            '"auto" tool choice requires --enable-auto-tool-choice and --tool-call-parser to be set'
+            f"{asked} requires --tool-call-parser to be set"
+            if obliged
+            else '"auto" tool choice requires --enable-auto-tool-choice and --tool-call-parser '
+            "to be set"
         )
     return Shape(
         reasoning=options.reasoning_parser,

@@ -41,14 +41,23 @@ def parse(body: Mapping[str, object], options: SimOptions) -> Generation:
     else:
         messages += [_message(item) for item in protocol.items(asked)]
     chat["messages"] = messages
-    if body.get("max_output_tokens") is not None:
-        chat["max_tokens"] = body["max_output_tokens"]
+    most = body.get("max_output_tokens")
+    if isinstance(most, int) and most > options.max_model_len:
+        raise protocol.bad_request(
+            f"max_output_tokens={most} cannot be greater than max_model_len="
+            f"{options.max_model_len}. Please request fewer output tokens. "
+            f"(parameter=max_output_tokens, value={most})",
+            "max_output_tokens",
+        )
+    if most is not None:
+        chat["max_tokens"] = most
     text = body.get("text")
     form = text.get("format") if isinstance(text, dict) else None
     if isinstance(form, dict) and form.get("type") == "json_schema":
         chat["response_format"] = {"type": "json_schema", "json_schema": form}
     generation = protocol.parse_generation(chat, options, chat=True)
-    return replace(generation, forced=forced.by_tool(body) or generation.forced)
+    called = forced.by_tool(body) if options.tool_parser else None  # without one, plain text
+    return replace(generation, forced=called or generation.forced)
 
 
 def _message(item: object) -> Json:

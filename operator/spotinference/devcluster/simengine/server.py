@@ -294,7 +294,9 @@ class SimServer:
     @staticmethod
     def _detokenize(body: protocol.Json, options: SimOptions) -> bytes:
         protocol.model_of(body, options)
-        ids = [t for t in protocol.items(body.get("tokens")) if isinstance(t, int)]
+        if body.get("tokens") is None:
+            raise protocol.invalid("body.tokens", "Field required", "missing")
+        ids = [t for t in protocol.items(body["tokens"]) if isinstance(t, int)]
         return orjson.dumps({"prompt": tokenizer.decode(ids)})
 
     async def _set_faults(self, request: web.Request) -> web.Response:
