@@ -9,9 +9,13 @@ import sys
 
 import pytest
 
+from spotinference import errors
 from spotinference.api.keys import KeyFile
-from spotinference.api.kinds import SECRET
+from spotinference.api.kinds import CONFIG_MAP, SECRET
 from spotinference.cli.keys import SECRET_NAME
+from spotinference.clients.clock import SystemClock
+from spotinference.clients.kube import Kube
+from spotinference.gateway.budgets import Budgets
 from tests.support.cluster import LiveCluster
 
 pytestmark = pytest.mark.cluster
@@ -40,3 +44,20 @@ async def test_keys_made_at_the_same_time_all_reach_the_secret(cluster: LiveClus
     secret = await cluster.kube.get(SECRET, SECRET_NAME, "spotinference")
     stored = KeyFile.model_validate_json(base64.b64decode(secret["data"]["keys.json"]))
     assert {key.id for key in stored.keys} == {"k0", "k1", "k2"}
+
+
+async def test_gateways_sum_up_months_with_the_rights_they_have(cluster: LiveCluster) -> None:
+    path = cluster.paths.gateway_kubeconfig
+    async with await Kube.connect(field_manager="test", kubeconfig=path) as kube:
+        gateways = [Budgets(SystemClock(), f"gw-{n}", kube, "spotinference") for n in range(2)]
+        for gateway in gateways:
+            gateway.add("team-a", 7)
+        await asyncio.gather(*(gateway.exchange() for gateway in gateways))
+        for gateway in gateways:
+            gateway.spent("team-a")
+            await gateway.exchange()
+        assert [gateway.spent("team-a") for gateway in gateways] == [14, 14]
+        with pytest.raises(errors.Forbidden):
+            await kube.list(CONFIG_MAP, "spotinference")
+        with pytest.raises(errors.Forbidden):
+            await kube.get(CONFIG_MAP, "kube-root-ca.crt", "spotinference")

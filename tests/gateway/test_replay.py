@@ -11,6 +11,7 @@ import aiohttp
 import pytest
 
 from spotinference.api.kinds import Json
+from tests.gateway.test_keys import rekey
 from tests.gateway.test_usage import recorded
 from tests.support.eventually import eventually
 from tests.support.gateway import CHAT, OTHER_KEY, Bench, Engine, Seen, bench, chat
@@ -33,6 +34,7 @@ async def ask(
     *,
     upto: int | None = None,
     numbered: bool = False,
+    arrived: list[bytes] | None = None,
     **headers: str,
 ) -> Seen:
     """The answer, or so many bytes of it, after which the client is gone."""
@@ -45,6 +47,8 @@ async def ask(
         try:
             async for data in response.content.iter_any():
                 raw += data
+                if arrived is not None:
+                    arrived.append(data)
                 if upto is not None and len(raw) >= upto:
                     response.close()
                     clean = False
@@ -155,6 +159,26 @@ async def test_a_failure_is_tried_anew() -> None:
             await b.replica()
             seen = await ask(session, body, Idempotency_Key="k")
             assert seen.status == 200
+
+
+async def test_a_recorded_answer_keeps_its_client_alive_too() -> None:
+    async with bench(fail_fast_s=0.05, heartbeat_s=0.02) as b:
+        await b.tier("demo")
+        await rekey(b, keep_alive=True)
+        async with b.http() as session:
+            spaces: list[list[bytes]] = [[], []]
+            body = chat(stream=False)
+            asking = asyncio.create_task(ask(session, body, arrived=spaces[0], Idempotency_Key="k"))
+            await eventually(lambda: b.parked() == 1, 5)
+            joining = asyncio.create_task(
+                ask(session, body, arrived=spaces[1], Idempotency_Key="k")
+            )
+            await eventually(lambda: all(len(b"".join(seen)) >= 2 for seen in spaces), 5)
+            await b.replica()
+            for seen in (await asking, await joining):
+                assert seen.raw.startswith(b"  ")
+                assert b'"choices"' in seen.raw
+                assert seen.clean
 
 
 # --- Last-Event-ID -------------------------------------------------------------------------------

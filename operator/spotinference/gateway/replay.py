@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections import deque
 from collections.abc import Coroutine
 from dataclasses import dataclass
 
@@ -96,13 +95,17 @@ class Recording:
         """the next write of each"""
         self.task: asyncio.Task[None] | None = None
         self._limit = limit
-        self._writes: deque[bytes] = deque()
+        self._writes: list[bytes] = []
         self._changed = asyncio.Event()
 
     # --- written by the exchange ----------------------------------------------------------------
 
     def begin(self, headers: dict[str, str]) -> None:
         self.headers = headers
+        self._tell()
+
+    def wants_keep_alive(self, first_s: float, every_s: float) -> None:
+        self.keep_alive = (first_s, every_s)
         self._tell()
 
     def append(self, data: bytes) -> bool:
@@ -124,11 +127,13 @@ class Recording:
     def _trimmed(self) -> bool:
         """Forgets what all players have, while there is too much; whether there is room now."""
         reached = min(self.players.values(), default=self.first)
-        while self.size > self._limit and self.first < reached:
-            data = self._writes.popleft()
-            self.size -= len(data)
-            self.events_before += _events_in(data)
-            self.first += 1
+        gone = 0
+        while self.size > self._limit and self.first + gone < reached:
+            self.size -= len(self._writes[gone])
+            self.events_before += _events_in(self._writes[gone])
+            gone += 1
+        del self._writes[:gone]
+        self.first += gone
         return self.size <= self._limit
 
     def _tell(self) -> None:
@@ -154,7 +159,7 @@ class Recording:
         while True:
             at = self.players[player]
             if at < self.first + len(self._writes):
-                writes = list(self._writes)[at - self.first :]
+                writes = self._writes[at - self.first :]
                 self.players[player] = at + len(writes)
                 if self.size > self._limit:
                     self._tell()  # there may be room now
@@ -163,9 +168,13 @@ class Recording:
                 return []
             await self._changed.wait()
 
-    async def begun(self) -> None:
-        """Until it is known what becomes of the request."""
+    async def begun(self, reply: Reply) -> None:
+        """Until it is known what becomes of the request; keeps the client alive meanwhile."""
+        alive = False
         while self.headers is None and not self.over:
+            if self.keep_alive is not None and not alive:
+                alive = True
+                reply.keep_alive(*self.keep_alive)
             await self._changed.wait()
 
 
@@ -193,7 +202,7 @@ class RecordedReply(Reply):
         await self._recording.room()
 
     def keep_alive(self, first_s: float, every_s: float) -> None:
-        self._recording.keep_alive = (first_s, every_s)
+        self._recording.wants_keep_alive(first_s, every_s)
 
     async def still(self) -> None:
         return
@@ -230,10 +239,8 @@ async def play(recording: Recording, reply: Reply, wanted: Asked) -> web.StreamR
     after = wanted.last[1] if wanted.last is not None else 0
     player = recording.join(after)
     try:
-        if recording.keep_alive is not None and not recording.over:
-            reply.keep_alive(*recording.keep_alive)
         try:
-            await recording.begun()
+            await recording.begun(reply)
         finally:
             await reply.still()
         if recording.headers is None:
