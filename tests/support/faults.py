@@ -21,6 +21,10 @@ class Row:
 
 
 ROWS: Mapping[int, Row] = {
+    11: Row(
+        "The API server is away while tiers serve.",
+        "The gateway stays ready and goes on with the replicas it knows; afterwards it catches up.",
+    ),
     31: Row(
         "A thousand requests wake one sleeping tier.",
         "One demand for all of them; beyond the bound 429 with Retry-After.",

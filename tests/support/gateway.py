@@ -64,11 +64,22 @@ class FakeKube(Kube):
         self.applied_at: list[float] = []
         self.fail_writes = 0
         """So many of the next writes fail as if the API server were down."""
+        self.away = False
         self._versions = itertools.count(1)
-        self._watchers: list[tuple[Kind, asyncio.Queue[WatchEvent]]] = []
+        self._watchers: list[tuple[Kind, asyncio.Queue[WatchEvent | None]]] = []
 
     async def close(self) -> None:
         return
+
+    def go_away(self) -> None:
+        """Every watch breaks and every call fails, until `away` is False again."""
+        self.away = True
+        for _, queue in self._watchers:
+            queue.put_nowait(None)
+
+    def _reach(self) -> None:
+        if self.away:
+            raise errors.ApiUnavailable("the API server is away")
 
     async def list(
         self,
@@ -78,6 +89,7 @@ class FakeKube(Kube):
         label_selector: str | None = None,
         field_selector: str | None = None,
     ) -> Listing:
+        self._reach()
         if field_selector is not None:
             return Listing([], "0")
         items = [
@@ -95,12 +107,14 @@ class FakeKube(Kube):
         field_selector: str | None = None,
         silence_s: float = 70,
     ) -> AsyncIterator[WatchEvent]:
-        queue: asyncio.Queue[WatchEvent] = asyncio.Queue()
+        self._reach()
+        queue: asyncio.Queue[WatchEvent | None] = asyncio.Queue()
         entry = (kind, queue)
         self._watchers.append(entry)
         try:
-            while True:
-                yield await queue.get()
+            while (event := await queue.get()) is not None:
+                yield event
+            self._reach()
         finally:
             self._watchers.remove(entry)
 
@@ -126,6 +140,7 @@ class FakeKube(Kube):
         self.writes.append(("apply", body["metadata"]["name"]))
         self.applied_at.append(asyncio.get_running_loop().time())
         await asyncio.sleep(0.001)
+        self._reach()
         if self.fail_writes > 0:
             self.fail_writes -= 1
             raise errors.ApiUnavailable("the API server is away")
@@ -144,6 +159,7 @@ class FakeKube(Kube):
     ) -> None:
         self.writes.append(("delete", name))
         await asyncio.sleep(0.001)
+        self._reach()
         if (kind.kind, namespace or "", name) in self.objects:
             self.drop(kind, name, namespace or "")
 
