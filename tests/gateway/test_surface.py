@@ -374,16 +374,18 @@ async def test_nothing_internal_goes_in_or_out() -> None:
         assert sent.get("X-Request-ID") != "mine"
 
 
-async def test_health_readiness_and_metrics_are_on_both_ports() -> None:
+async def test_health_and_readiness_are_on_both_ports_and_metrics_on_the_operational_one() -> None:
     async with bench() as b:
         await b.tier("demo")
         await b.replica()
         async with b.http() as http, aiohttp.ClientSession() as other:
             await stream(http, CHAT, chat())
             for session, base in ((http, ""), (other, b.gateway.metrics_url)):
-                for path in ("/healthz", "/readyz", "/metrics"):
+                for path in ("/healthz", "/readyz"):
                     async with session.get(base + path) as response:
                         assert response.status == 200
+            async with http.get("/metrics") as response:
+                assert response.status == 404  # names of tiers are nobody's business
             async with other.get(f"{b.gateway.metrics_url}/metrics") as response:
                 text = await response.text()
             async with other.post(f"{b.gateway.metrics_url}{CHAT}") as response:

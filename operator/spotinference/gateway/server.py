@@ -62,12 +62,11 @@ class Server:
             ("GET", "/v1/models"): self._models,
             ("GET", "/healthz"): self._healthz,
             ("GET", "/readyz"): self._readyz,
-            ("GET", "/metrics"): self._metrics,
         }
-        self._operational = {
-            path: handler
-            for (_, path), handler in self._routes.items()
-            if path in {"/healthz", "/readyz", "/metrics"}
+        self._operational: dict[str, Handler] = {
+            "/healthz": self._healthz,
+            "/readyz": self._readyz,
+            "/metrics": self._metrics,
         }
 
     # --- entry points ---------------------------------------------------------------------------
@@ -205,7 +204,8 @@ class Server:
             raise  # the players tell it to their clients
         except Exception as error:  # the outermost frame of a request
             self._context.metrics.bugs.inc()
-            log.exception("request.bug", id=recording.request_id)
+            bug = logs.where(error)
+            log.error("request.bug", id=recording.request_id, bug=bug)  # noqa: TRY400
             raise GatewayError(Code.INTERNAL_ERROR, "Internal error.") from error
 
     def _keep(self, task: asyncio.Task[None]) -> None:
