@@ -155,13 +155,7 @@ class Exchange:
                 continue
             self._first_byte()
             self.trace.token()
-            return await self._reply.send(
-                web.Response(
-                    body=answer,
-                    content_type="application/json",
-                    headers={"x-request-id": self._id, "Cache-Control": "no-store"},
-                )
-            )
+            return await self._reply.send(answer)
 
     async def _fetch(self, replica: Replica, body: bytes) -> bytes:
         limit = self._context.settings.max_answer_bytes
@@ -172,7 +166,7 @@ class Exchange:
         ) as attempt:  # fmt: skip
             response = self._opened(attempt)
             try:
-                async for part in response.parts():
+                while part := await response.part():
                     self._expect_more()
                     answer += part
                     if len(answer) > limit:

@@ -57,13 +57,7 @@ class Relay(Exchange):
                 continue
             self._first_byte()
             self.trace.token()
-            return await self._reply.send(
-                web.Response(
-                    body=answer,
-                    content_type="application/json",
-                    headers={"x-request-id": self._id, "Cache-Control": "no-store"},
-                )
-            )
+            return await self._reply.send(answer)
 
     async def _whole(self, replica: Replica, body: bytes) -> bytes:
         limit = self._context.settings.max_answer_bytes
