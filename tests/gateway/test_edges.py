@@ -320,7 +320,7 @@ async def test_a_large_answer_that_nobody_takes_is_given_up_at_the_deadline(kind
         reply = Reply(http, settings, "id")
         try:
             if kind == "whole":
-                return await reply.send(web.Response(body=large))
+                return await reply.send(large)
             await reply.write(large)
             return await reply.finish()
         except BaseException as error:

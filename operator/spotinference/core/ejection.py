@@ -50,7 +50,9 @@ class RetryBudget:
     """when the balance was right, in the caller's monotonic seconds"""
 
     def asked(self) -> RetryBudget:
-        """With one more request."""
+        """With one more request; at the most it is what it was, as it is nearly always."""
+        if self.balance >= self.most:
+            return self
         return replace(self, balance=min(self.most, self.balance + self.share))
 
     def retried(self, now: float) -> RetryBudget | None:

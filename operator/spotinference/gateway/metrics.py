@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import TypeVar
+
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 
@@ -14,6 +16,9 @@ CONTENT_TYPE = CONTENT_TYPE_LATEST
 OTHER = "other"
 
 
+_Metric = TypeVar("_Metric", Counter, Histogram)
+
+
 class Metrics:
     """One registry per process; made in the composition root."""
 
@@ -21,19 +26,21 @@ class Metrics:
         self.registry = CollectorRegistry()
 
         def counter(name: str, text: str, *labels: str) -> Counter:
-            return Counter(f"spotinference_gateway_{name}", text, labels, registry=self.registry)
+            made = Counter(f"spotinference_gateway_{name}", text, labels, registry=self.registry)
+            return _quick(made)
 
         def gauge(name: str, text: str, *labels: str) -> Gauge:
             return Gauge(f"spotinference_gateway_{name}", text, labels, registry=self.registry)
 
         def histogram(name: str, text: str, *labels: str) -> Histogram:
-            return Histogram(
+            made = Histogram(
                 f"spotinference_gateway_{name}",
                 text,
                 labels,
                 registry=self.registry,
                 buckets=_SECONDS,
             )
+            return _quick(made)
 
         self.requests = counter("requests", "Requests by tier and outcome.", "tier", "code")
         self.in_flight = gauge("requests_in_flight", "Requests being answered or parked.")
@@ -101,3 +108,22 @@ class Metrics:
 
     def render(self) -> bytes:
         return generate_latest(self.registry)
+
+
+def _quick(metric: _Metric) -> _Metric:
+    """The same metric, its children remembered by their labels.
+
+    The library's own `labels` takes longer than the increment after it. Not for gauges: one whose
+    tier is gone may be removed, and would be remembered.
+    """
+    children: dict[tuple[str, ...], _Metric] = {}
+    make = metric.labels
+
+    def labels(*values: str) -> _Metric:
+        child = children.get(values)
+        if child is None:
+            child = children[values] = make(*values)
+        return child
+
+    vars(metric)["labels"] = labels
+    return metric

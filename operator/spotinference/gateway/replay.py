@@ -63,13 +63,6 @@ def _wrong(header: str, wording: str) -> GatewayError:
     return GatewayError(Code.INVALID_REQUEST, f"{header}: {wording}.", param=header)
 
 
-@dataclass(frozen=True, slots=True)
-class _Whole:
-    body: bytes
-    content_type: str
-    status: int
-
-
 class Recording:
     """One answer as it comes; written by one exchange, read by any number of players."""
 
@@ -80,7 +73,7 @@ class Recording:
         self.digest = digest
         self.headers: dict[str, str] | None = None
         """set once a stream has begun"""
-        self.whole: _Whole | None = None
+        self.whole: bytes | None = None
         self.refused: GatewayError | None = None
         self.last_words: bytes | None = None
         """the error event of a stream that was aborted"""
@@ -217,14 +210,12 @@ class RecordedReply(Reply):
         self._recording.finish()
         return web.StreamResponse()
 
-    async def send(self, response: web.Response) -> web.StreamResponse:
-        body = response.body
-        assert isinstance(body, bytes)
-        self._recording.whole = _Whole(body, response.content_type, response.status)
+    async def send(self, body: bytes) -> web.StreamResponse:
+        self._recording.whole = body
         self._recording.size = len(body)
         await self.begin()
         self._recording.finish()
-        return response
+        return web.StreamResponse()
 
     async def abort(self, error: GatewayError) -> web.StreamResponse:
         self.aborted = True
@@ -250,14 +241,8 @@ async def play(recording: Recording, reply: Reply, wanted: Asked) -> web.StreamR
             return await reply.abort(recording.refused)
         reply.headers = {**recording.headers, **reply.headers}
         if (whole := recording.whole) is not None:
-            return await reply.send(
-                web.Response(
-                    body=whole.body,
-                    status=whole.status,
-                    content_type=whole.content_type,
-                    headers={"x-request-id": recording.request_id, "Cache-Control": "no-store"},
-                )
-            )
+            reply.headers["x-request-id"] = recording.request_id
+            return await reply.send(whole)
         return await _play_stream(recording, reply, player, after, ids=wanted.ids)
     finally:
         recording.leave(player)

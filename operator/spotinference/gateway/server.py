@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-import secrets
+import random
 from collections.abc import Awaitable, Callable
 
 import orjson
@@ -32,6 +32,7 @@ from spotinference.gateway.catalogue import Tier
 from spotinference.gateway.context import Context
 from spotinference.gateway.errors import Code, GatewayError
 from spotinference.gateway.exchange import Exchange
+from spotinference.gateway.ids import Ids
 from spotinference.gateway.keys import KeyRing
 from spotinference.gateway.relay import Relay, ResponsesRelay
 from spotinference.gateway.replay import Asked, RecordedReply, Recording
@@ -40,7 +41,6 @@ from spotinference.gateway.reply import ANSWER_HEADERS, Reply
 log = structlog.get_logger(__name__)
 
 Handler = Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]
-REQUEST_ID_BYTES = 16
 SEED_BITS = 31
 REQUEST_ID = web.RequestKey("request_id", str)
 KEY = web.RequestKey("key", ApiKey)
@@ -56,6 +56,7 @@ class Server:
         self._keys = keys
         self._ready = ready
         self.stopping = False
+        self._ids = Ids()
         self._running: set[asyncio.Task[object]] = set()
         self._routes: dict[tuple[str, str], Handler] = {
             **{("POST", endpoint.value): self._engine for endpoint in Endpoint},
@@ -77,7 +78,7 @@ class Server:
         assert task is not None
         self._running.add(task)
         self._context.metrics.in_flight.inc()
-        request_id = secrets.token_hex(REQUEST_ID_BYTES)
+        request_id = self._ids()
         http[REQUEST_ID] = request_id
         try:
             response = await self._dispatch(http)
@@ -317,7 +318,7 @@ class Server:
 
 def _prepared(endpoint: Endpoint, body: Json, tier: Tier) -> tuple[type[Exchange], Prepared]:
     """How the request is answered, and as what it goes to the engine."""
-    seed = secrets.randbits(SEED_BITS)
+    seed = random.getrandbits(SEED_BITS)
     enabled = tier.spec.interruption.continuation == "auto"
     if endpoint.chunked:
         return Exchange, continuation.prepare(
