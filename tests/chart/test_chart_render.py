@@ -217,6 +217,20 @@ def test_usage_records_are_kept_on_the_claim_and_may_leave(tmp_path: Path) -> No
     assert [8443 in of for of in ports] == [False, True]
 
 
+def test_gateways_may_talk_to_each_other(tmp_path: Path) -> None:
+    """A retry or a resumed stream is forwarded to the replica that keeps the answer."""
+    (policy,) = [
+        body
+        for body in of_kind(rendered(tmp_path, VALUES["closed"]), "NetworkPolicy")
+        if body["metadata"]["name"] == "spot-gateway"
+    ]
+    own = {"podSelector": policy["spec"]["podSelector"]}
+    into = [rule for rule in policy["spec"]["ingress"] if rule["ports"][0]["port"] == "http"]
+    out_of = [rule for rule in policy["spec"]["egress"] if rule["ports"][0]["port"] == "http"]
+    assert [own in rule["from"] for rule in into] == [True]
+    assert [rule["to"] for rule in out_of] == [[own]]
+
+
 def test_the_gateway_has_time_to_finish_answers(tmp_path: Path) -> None:
     (gateway,) = [
         body

@@ -13,7 +13,6 @@ import aiohttp
 import pytest
 
 from spotinference import errors
-from spotinference.api import names
 from spotinference.api.kinds import POD, Json, Kind
 from spotinference.core.limits import Processes
 from spotinference.gateway.budgets import NAME, Budgets
@@ -274,7 +273,7 @@ async def test_a_gateway_with_peers_watches_them() -> None:
     async with bench(peers_selector=selector, namespace=None) as b:
         for name in ("gw-test", "gw-other"):
             body = gateway_pod(name)
-            body["metadata"]["labels"] = {names.LABEL_MANAGED_BY: "Helm"}
+            body["metadata"]["labels"] = {"app.kubernetes.io/component": "gateway"}
             b.kube.put(POD, body)
         limits = b.gateway.context.limits
         await eventually(lambda: limits._processes.count(limits._clock.monotonic()) == 2, 5)

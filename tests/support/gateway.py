@@ -66,7 +66,7 @@ class FakeKube(Kube):
         """So many of the next writes fail as if the API server were down."""
         self.away = False
         self._versions = itertools.count(1)
-        self._watchers: list[tuple[Kind, asyncio.Queue[WatchEvent | None]]] = []
+        self._watchers: list[tuple[Kind, str | None, asyncio.Queue[WatchEvent | None]]] = []
 
     async def close(self) -> None:
         return
@@ -74,7 +74,7 @@ class FakeKube(Kube):
     def go_away(self) -> None:
         """Every watch breaks and every call fails, until `away` is False again."""
         self.away = True
-        for _, queue in self._watchers:
+        for _, _, queue in self._watchers:
             queue.put_nowait(None)
 
     def _reach(self) -> None:
@@ -93,7 +93,9 @@ class FakeKube(Kube):
         if field_selector is not None:
             return Listing([], "0")
         items = [
-            json.loads(json.dumps(o)) for (k, _, _), o in self.objects.items() if k == kind.kind
+            json.loads(json.dumps(o))
+            for (k, _, _), o in self.objects.items()
+            if k == kind.kind and _selected(o, label_selector)
         ]
         return Listing(items, str(next(self._versions)))
 
@@ -109,7 +111,7 @@ class FakeKube(Kube):
     ) -> AsyncIterator[WatchEvent]:
         self._reach()
         queue: asyncio.Queue[WatchEvent | None] = asyncio.Queue()
-        entry = (kind, queue)
+        entry = (kind, label_selector, queue)
         self._watchers.append(entry)
         try:
             while (event := await queue.get()) is not None:
@@ -132,8 +134,8 @@ class FakeKube(Kube):
         self._tell(kind, "DELETED", body)
 
     def _tell(self, kind: Kind, event: str, body: Json) -> None:
-        for watched, queue in self._watchers:
-            if watched == kind:
+        for watched, selector, queue in self._watchers:
+            if watched == kind and _selected(body, selector):
                 queue.put_nowait(WatchEvent(event, json.loads(json.dumps(body))))
 
     async def apply(self, kind: Kind, body: Json, *, subresource: str | None = None) -> Json:
@@ -165,6 +167,12 @@ class FakeKube(Kube):
 
     def leases(self) -> Sequence[Json]:
         return [body for (kind, _, _), body in self.objects.items() if kind == LEASE.kind]
+
+
+def _selected(body: Json, selector: str | None) -> bool:
+    labels = body["metadata"].get("labels") or {}
+    pairs = (pair.split("=") for pair in (selector or "").split(",") if pair)
+    return all(labels.get(name) == value for name, value in pairs)
 
 
 @dataclass(slots=True)

@@ -32,6 +32,7 @@ from spotinference.gateway.config import GatewaySettings
 from spotinference.gateway.context import Context
 from spotinference.gateway.demand import DemandWriter
 from spotinference.gateway.engines import ENGINE_KEEPALIVE_S, Engines
+from spotinference.gateway.forward import Forward
 from spotinference.gateway.keys import KeyRing
 from spotinference.gateway.limits import Limits
 from spotinference.gateway.listener import Listener
@@ -123,6 +124,7 @@ async def running(
         engines = Engines(pool, replicas, settings, metrics, vitals, tasks.create_task)
         engines.on_slot = parking.release
         replays = Replays(settings)
+        forward = Forward(settings, peers)
         context = Context(
             settings,
             clock,
@@ -135,6 +137,7 @@ async def running(
             limits,
             usage,
             replays,
+            forward,
         )
 
         def why_not_ready() -> str | None:
@@ -190,6 +193,7 @@ async def running(
         finally:
             parking.close()
             await replays.close()
+            await forward.close()
             await demand.close()
             await budgets.exchange()
             await usage.close()

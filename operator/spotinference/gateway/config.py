@@ -122,6 +122,9 @@ class GatewaySettings(BaseSettings):
     """A running answer counts with the most that it may take."""
     max_recordings: int = 2000
 
+    forward_silence_s: float = 1500.0
+    """A request that another replica answers may be silent as long as a wake and an answer."""
+
     # --- limits ---------------------------------------------------------------------------------
     namespace: str | None = None
     """Our own; where months' tokens are kept. Unset: in this process alone."""

@@ -8,6 +8,7 @@ from spotinference.clients.clock import Clock
 from spotinference.gateway.catalogue import Catalogue
 from spotinference.gateway.config import GatewaySettings
 from spotinference.gateway.engines import Engines
+from spotinference.gateway.forward import Forward
 from spotinference.gateway.limits import Limits
 from spotinference.gateway.metrics import Metrics
 from spotinference.gateway.parking import Parking
@@ -30,3 +31,4 @@ class Context:
     limits: Limits
     usage: Usage
     replays: Replays
+    forward: Forward

@@ -9,6 +9,8 @@ from spotinference.api.kinds import Json
 from spotinference.clients.clock import Clock
 from spotinference.core.limits import Processes
 
+HTTP_PORT = "http"
+
 
 class Peers:
     """Fed by a reflector of the gateway's pods; each runs `processes_per_pod`."""
@@ -18,7 +20,9 @@ class Peers:
     ) -> None:
         self._clock = clock
         self._processes = processes
-        self._own = own_pod
+        self.own = own_pod
+        self.addresses: dict[str, str] = {}
+        """base URLs of the gateways that answer, by pod, this one included"""
         self._per_pod = processes_per_pod
         self._pods: set[str] = set()
         self._started = False
@@ -32,13 +36,18 @@ class Peers:
             self._pods.discard(name)
         else:
             self._pods.add(name)
-        if name == self._own and after is not None and _restarted(after):
+        address = _address(after) if after is not None else None
+        if address is None:
+            self.addresses.pop(name, None)
+        else:
+            self.addresses[name] = address
+        if name == self.own and after is not None and _restarted(after):
             self._start(beside_others=True)  # what was admitted before the crash still counts
         self._note()
 
     def synced(self) -> None:
         """All pods that were there when we came have been reported."""
-        self._start(beside_others=bool(self._pods - {self._own}))
+        self._start(beside_others=bool(self._pods - {self.own}))
 
     def after_a_crash(self) -> None:
         """We take the place of a process that died: what that one admitted still counts."""
@@ -50,7 +59,7 @@ class Peers:
             self._processes.started(self._clock.monotonic(), beside_others=beside_others)
 
     def _note(self) -> None:
-        pods = len(self._pods | {self._own})
+        pods = len(self._pods | {self.own})
         self._processes.note(self._clock.monotonic(), pods * self._per_pod)
 
 
@@ -58,6 +67,25 @@ def _may_serve(pod: Json) -> bool:
     """It has a node: it may serve before its status says so. Without one it waits for a place."""
     phase = (pod.get("status") or {}).get("phase")
     return bool(pod["spec"].get("nodeName")) and phase not in {"Succeeded", "Failed"}
+
+
+def _address(pod: Json) -> str | None:
+    """Where a pod answers; None while it is not Ready, or is going."""
+    status = pod.get("status") or {}
+    ready = any(
+        condition["type"] == "Ready" and condition["status"] == "True"
+        for condition in status.get("conditions") or ()
+    )
+    ports = [
+        port["containerPort"]
+        for container in pod["spec"].get("containers") or ()
+        for port in container.get("ports") or ()
+        if port.get("name") == HTTP_PORT
+    ]
+    ip = status.get("podIP")
+    if not (ready and ports and ip) or "deletionTimestamp" in pod["metadata"]:
+        return None
+    return f"http://{f'[{ip}]' if ':' in ip else ip}:{ports[0]}"
 
 
 def _restarted(pod: Json) -> bool:

@@ -303,10 +303,10 @@ class Replays:
         self._by_key: dict[tuple[str, str], Recording] = {}
 
     def find(self, owner: str, wanted: Asked, digest: bytes) -> Recording | None:
-        """The recording to join; None: a new request. `answer_gone`, `idempotency_key_reused`."""
+        """The recording to join; None: there is none here. `idempotency_key_reused`."""
         if wanted.last is not None:
             recording = self._by_request.get(wanted.last[0])
-            if recording is None or recording.owner != owner:
+            if recording is not None and recording.owner != owner:
                 raise gone()
             return recording
         if wanted.idempotency is None:

@@ -202,11 +202,17 @@ class Reply:
         except (ConnectionError, TimeoutError):
             pass  # the client is gone or takes nothing: the cut below says it all
         finally:
-            if transport is not None:
-                if self._http.version < HttpVersion11:
-                    _reset_on_close(transport)
-                transport.abort()
+            cut(self._http)
         return self._response
+
+
+def cut(http: web.BaseRequest) -> None:
+    """Ends the connection so that no client can take it for the end of the answer."""
+    transport = http.transport
+    if transport is not None:
+        if http.version < HttpVersion11:
+            _reset_on_close(transport)
+        transport.abort()
 
 
 def _reset_on_close(transport: asyncio.Transport) -> None:

@@ -173,6 +173,14 @@ class Server:
         digest = hashlib.sha256(endpoint.value.encode() + b"\n" + raw).digest()
         recording = replays.find(key.id, wanted, digest)
         if recording is None:
+            forward = self._context.forward
+            peer = forward.peer_for(http, key.id, wanted)
+            if peer is not None and (answer := await forward.ask(http, peer, raw)) is not None:
+                return answer
+            if wanted.last is not None:
+                raise replay.gone()
+            if wanted.ids:
+                http[REQUEST_ID] = forward.own_id(http[REQUEST_ID])
             recording = Recording(key.id, http[REQUEST_ID], digest, settings.max_recording_bytes)
             run = self._in_the_background(http, key, endpoint, raw, recording)
             self._keep(replays.record(recording, wanted, run))
