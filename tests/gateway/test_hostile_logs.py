@@ -144,13 +144,12 @@ async def _run_into_a_bug(
 
 @pytest.mark.fault(63, 70)
 async def test_no_prompt_and_no_key_is_in_a_log_a_metric_or_a_file(
-    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     caplog.set_level(logging.DEBUG)
     with capture_logs(processors=[structlog.processors.format_exc_info]) as records:
-        async with bench(max_losses=1, eject_s=0.01, eject_max_s=0.02) as b:
+        async with bench(max_losses=1, eject_s=0.01, eject_max_s=0.02, usage_spool=tmp_path) as b:
             await b.tier("demo", wake={"cap": "1s", "budget": "1s"})
-            folder = Path(b.keys_file).parent
             async with b.http() as http:
                 assert await _post(http, CHAT, json=chat(MARK, stream=False)) == 504
                 await b.replica()
@@ -160,9 +159,10 @@ async def test_no_prompt_and_no_key_is_in_a_log_a_metric_or_a_file(
                 await _lose_answers(b, http)
                 await _let_an_engine_quote_the_prompt(b, http)
             shown = b.gateway.context.metrics.render().decode()
-            files = [
-                path.read_text(errors="replace") for path in folder.rglob("*") if path.is_file()
-            ]
+            keys = b.keys_file.read_text()
+    files = [path.read_text(errors="replace") for path in tmp_path.rglob("*") if path.is_file()]
+    assert any("prompt_tokens" in text for text in files), "usage was recorded"
+    files.append(keys)
     events = {record["event"] for record in records}
     assert {"request.bug", "answer.bug", "request.malformed", "replica.lost"} <= events
     for secret in (MARK, KEY):

@@ -42,6 +42,7 @@ def use(b: Bench) -> Any:
     return b.gateway.context.limits._uses["k"]
 
 
+@pytest.mark.fault(67)
 async def test_the_request_above_the_limit_is_refused_and_told_when_to_return() -> None:
     async with limited(requests_per_minute=2) as (_, session):
         seen = [await ask(session, max_tokens=1) for _ in range(3)]
@@ -90,6 +91,7 @@ async def test_tokens_are_reserved_by_estimate_and_settled_by_use(*, stream: boo
         assert "tokens_per_minute is 5000" in body["error"]["message"]
 
 
+@pytest.mark.fault(67, 68)
 async def test_nobody_above_a_limit_wakes_a_gpu() -> None:
     async with bench() as b:
         await b.tier("demo")
@@ -109,6 +111,7 @@ async def test_nobody_above_a_limit_wakes_a_gpu() -> None:
             await eventually(lambda: use(b).streams == 0, 5, "a client that left frees its place")
 
 
+@pytest.mark.fault(67)
 async def test_a_spent_budget_is_final_until_the_month_turns() -> None:
     async with limited(monthly_tokens=20) as (b, session):
         status, _, first = await ask(session, max_tokens=30, ignore_eos=True)
@@ -173,6 +176,7 @@ class OneConfigMap:
         return self.body
 
 
+@pytest.mark.fault(67)
 async def test_gateways_sum_up_what_a_key_used() -> None:
     store = OneConfigMap()
     gateways = [Budgets(Clock(), f"gw-{n}", store, "spotinference") for n in range(3)]
@@ -236,6 +240,7 @@ def gateway_pod(name: str, *, node: str | None = "n", restarts: int = 0) -> Json
     }
 
 
+@pytest.mark.fault(67)
 def test_pods_that_may_serve_share_the_limits() -> None:
     processes = Processes()
     peers = Peers(Clock(), processes, own_pod="gw-0", processes_per_pod=2)

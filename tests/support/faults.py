@@ -81,6 +81,10 @@ ROWS: Mapping[int, Row] = {
         "Administrative paths and disguised ones.",
         "404 for all but the exact paths and methods; no engine is touched.",
     ),
+    67: Row(
+        "Many requests just under a limit, over several gateways, and a budget that is spent.",
+        "Never above limit + (gateways - 1) x burst; 429 with the time of the reset.",
+    ),
     68: Row(
         "Wakes by those who may not: no key, an invalid body, a paused tier, another method.",
         "No demand is written.",
@@ -109,7 +113,7 @@ def proofs(folder: Path = TESTS) -> list[Proof]:
     """Every mark in the suite, by row, file and name."""
     return sorted(
         Proof(row, str(path.relative_to(folder)), name)
-        for path in folder.glob("*/test_*.py")
+        for path in folder.rglob("test_*.py")
         for name, row in _marks(ast.parse(path.read_text()))
     )
 

@@ -21,7 +21,7 @@ MAX_HEAD_BYTES = 64 * 1024
 MAX_BARREN_BYTES = 4 * MAX_HEAD_BYTES
 """Read in a row without a byte of body: llhttp takes a header, a trailer or a chunk's extension of
 any length, and the first two are kept until they end. Above a head and one read of the loop."""
-MAX_BUFFERED_BYTES = 256 * 1024
+MAX_BUFFERED_BYTES = 64 * 1024
 """Of a body that nobody reads; beyond it the engine has to wait."""
 SWEEP_S = 1.0
 

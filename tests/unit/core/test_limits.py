@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
@@ -77,6 +78,7 @@ steps = st.lists(
 )
 
 
+@pytest.mark.fault(67)
 @example(
     limit=40,
     first=2,
