@@ -16,7 +16,7 @@ from tests.support.gateway import CHAT, NAMESPACE, Bench, bench, chat, stream
 
 @pytest.mark.fault(31)
 async def test_200_requests_wake_a_tier_with_one_write_and_are_served_in_order() -> None:
-    async with bench() as b:
+    async with bench(connect_timeout_s=20) as b:
         await b.tier("demo")
         sim = await b.start_engine()
         async with b.http() as http:
