@@ -263,3 +263,32 @@ async def test_a_model_that_pools_has_pooling_apis_and_no_others(pooling: Engine
         async with http.post("/v1/embeddings", json=long) as response:
             error = (await response.json())["error"]
             assert (error["code"], error["param"]) == ("context_length_exceeded", "input")
+
+
+@pytest.mark.parametrize(
+    "more", [{"temperature": 0}, {"temperature": 1.2}], ids=["greedy", "seeded"]
+)
+async def test_a_response_whose_replica_goes_is_replayed_exactly(
+    engine: EngineClient, more: Json
+) -> None:
+    """The engine plays both replicas: what counts is that it repeats itself."""
+    asked: Json = {"model": MODEL, "input": "hello", "max_output_tokens": 120, "ignore_eos": True}
+    asked |= more
+    async with before(engine) as (b, http):
+        raw = b""
+        async with http.post(R, json=asked | {"stream": True}) as response:
+            async for data in response.content.iter_any():
+                raw += data
+                if raw.count(b"output_text.delta") > 20 and "engine-0" in b.routable(MODEL):
+                    port = int(engine.server.url.rsplit(":", 1)[1])
+                    b.kube.put(POD, b.pod("engine-1", MODEL, port))
+                    b.kube.drop(POD, "engine-0")
+        metrics = b.gateway.context.metrics.render().decode()
+    assert 'continuations_total{kind="replay",outcome="continued"} 1.0' in metrics
+    events = [json.loads(line[6:]) for line in raw.decode().splitlines() if line[:6] == "data: "]
+    assert [event["sequence_number"] for event in events] == list(range(len(events)))
+    text = "".join(e["delta"] for e in events if e["type"] == "response.output_text.delta")
+    final = events[-1]["response"]
+    assert text == final["output"][0]["content"][0]["text"]
+    assert final["usage"]["output_tokens"] == 120
+    assert {e["response"]["id"] for e in events if "response" in e} == {final["id"]}

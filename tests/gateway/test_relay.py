@@ -126,3 +126,19 @@ async def test_what_a_model_cannot_do_is_said_by_the_engine_each_time_anew(
                 assert response.status == 200
             async with http.post(CHAT, json=chat()) as response:
                 assert (await response.json())["error"]["code"] == "endpoint_not_supported"
+
+
+async def test_a_request_that_replicas_die_of_is_not_to_be_sent_again() -> None:
+    async with bench(max_losses=1) as b:
+        await b.tier("demo")
+        for engine in (await b.replica(), await b.replica()):
+            engine.sim.faults.plan = Fault(mode="refuse")
+        async with b.http() as http:
+            for path, body in (
+                (TOKENIZE, TEXT),
+                ("/v1/responses", {"model": "demo", "input": "x"}),
+            ):
+                async with http.post(path, json=body) as response:
+                    assert response.status == 502
+                    assert (await response.json())["error"]["code"] == "upstream_lost"
+                    assert response.headers["x-should-retry"] == "false"

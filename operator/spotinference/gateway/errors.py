@@ -105,7 +105,7 @@ class Code(Enum):
         502, "api_error", None, "Replicas answered with an error, or not in the protocol."
     )
     UPSTREAM_LOST = Row(
-        502, "api_error", None, "Several replicas died on this request, one after the other."
+        502, "api_error", False, "Several replicas died on this request, one after the other."
     )
     NOT_CONTINUABLE = Row(
         502, "api_error", None, "The replica died mid-answer and this request cannot be continued."
