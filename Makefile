@@ -59,7 +59,7 @@ cluster: assets ## a real control plane with operator and gateway as processes
 engine: assets vllm ## one contract on both engines; the story on the real vLLM
 	@$(PYTEST) tests/engine
 
-.PHONY: crds lock bench bench-gateway wheel clean
+.PHONY: crds lock bench bench-gateway soak wheel clean
 crds: env ## write the generated files: crds/, the chart's copy, docs/reference/
 	@$(SPOT) crds write
 lock: env ## resolve the requirements anew (hashes, no index addresses)
@@ -73,6 +73,8 @@ bench: assets ## measure wakes, crowds, reclaims, idle writes (about 15 minutes)
 	@for b in $(BENCHMARKS); do echo "== benchmarks.$$b"; $(PY) -m benchmarks.$$b || exit 1; done
 bench-gateway: env ## the gateway beside nginx and other routers (about 25 minutes; needs a C compiler)
 	@$(PY) -m benchmarks.gateway
+soak: env ## an hour of load on the gateway: its memory must stay flat (for nightly runs)
+	@$(PY) -m benchmarks.gateway --soak 3600
 wheel: env ## build the wheel into dist/
 	@.venv/bin/uv build --quiet --wheel --no-build-isolation --python .venv/bin/python
 clean: ## remove .venv, caches and build output (the machine's cache stays)

@@ -1,6 +1,7 @@
 """The gateway beside its peers: added delay per token, requests per core, overload, memory.
 
     python -m benchmarks.gateway [--quick] [--rounds 5] [--only NAME …] [--markdown FILE] [--json]
+    python -m benchmarks.gateway --soak 3600
 
 Two cores: the system under measurement alone on one, mock engine and load generator on the other.
 Systems take turns within each round; every figure is the median over the rounds. CPU time per
@@ -20,7 +21,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from benchmarks.gateway import cluster, measure, memory, native, processes
+from benchmarks.gateway import cluster, measure, memory, native, processes, soak
 from benchmarks.gateway.install import Missing
 from benchmarks.gateway.measure import Load, Target
 from benchmarks.gateway.peers import DIRECT, MODEL, OURS, PEERS, Peer, Upstream
@@ -111,12 +112,12 @@ class Bench:
         """One round of memory and overload, of our gateway alone."""
         count = self.plan.memory_requests
         for model, name in ((MODEL, "live"), ("asleep", "parked")):
-            with self._own() as (group, port):
+            with self.own() as (group, port):
                 kib = memory.per_request(group, "127.0.0.1", port, model, count)
             self.results.add(OURS, name, {"kib": kib})
         for name, load in (("alone", self.plan.admitted), ("overload", self.plan.overload)):
             limit = str(self.plan.admitted.concurrency)
-            with self._own(max_answers=limit) as (group, port):
+            with self.own(max_answers=limit) as (group, port):
                 figures = measure.run(Target("127.0.0.1", port, MODEL), load, group, self.load_core)
             self.results.add(OURS, name, figures)
 
@@ -128,12 +129,12 @@ class Bench:
         for workers, cores in ((1, self.proxy_core), (2, ",".join(_cores()[-2:]))):
             load_cores = ",".join(_cores()[:2]) if free or workers == 2 else self.load_core
             load = Load("plain", 128, self.plan.loads["plain"].seconds)
-            with self._own("--workers", str(workers), cores=cores) as (group, port):
+            with self.own("--workers", str(workers), cores=cores) as (group, port):
                 figures = measure.run(Target("127.0.0.1", port, MODEL), load, group, load_cores)
             self.results.add(f"workers {workers}", "plain", figures)
 
     @contextmanager
-    def _own(
+    def own(
         self, *more: str, cores: str | None = None, **settings: str
     ) -> Iterator[tuple[Group, int]]:
         """Our gateway; `settings` by their names."""
@@ -174,6 +175,10 @@ def run(options: argparse.Namespace) -> Results:
         stack.enter_context(processes.pinned(mock, load_core, log))
         processes.until_answering(MOCK_IP, port, measure.request(MODEL), log)
         bench = Bench(chosen, upstream, folder, results, proxy_core, load_core)
+        if options.soak:
+            with bench.own() as (group, port):
+                target = Target("127.0.0.1", port, MODEL)
+                sys.exit(0 if soak.run(target, group, load_core, options.soak) else 1)
         for number in range(1, chosen.rounds + 1):
             bench.measure_direct()
             for peer in peers:
@@ -194,6 +199,9 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--only", nargs="*", metavar="NAME", help="of: " + ", ".join(NAMES))
     parser.add_argument("--markdown", type=Path, metavar="FILE", help="write the tables there")
+    parser.add_argument(
+        "--soak", type=float, metavar="SECONDS", help="only: is the memory flat over this time?"
+    )
     parser.add_argument("--json", action="store_true", help="print every round instead of tables")
     options = parser.parse_args()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("stopped"))  # ends what was started, too

@@ -1,6 +1,6 @@
 """HTTP/1.1 to engine pods, made for the way of every token: pooled connections, few task switches.
 
-A general client costs more than all the rest of the gateway together (docs/decisions). Here
+A general client costs more than all the rest of the gateway together (decision 0011). Here
 llhttp (httptools) parses, a body's bytes are handed on as they come, and one timer per connection
 guards against silence. Plain HTTP to an address: no redirects, cookies, decompression or proxies.
 A connection is used again only after an answer that ended exactly where its framing said.

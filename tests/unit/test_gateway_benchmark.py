@@ -1,0 +1,33 @@
+"""What the gateway benchmark prints: medians of rounds, delays beyond direct, absent peers named."""
+
+from __future__ import annotations
+
+from benchmarks.gateway.results import Results
+
+FIGURES = {"chunks_per_s": 100.0, "cpu_s": 0.5, "errors": 0.0, "refused": 0.0}
+
+
+def results() -> Results:
+    made = Results("two rounds")
+    for p99 in (1.0, 3.0, 2.0):
+        made.add("direct", "500", FIGURES | {"chunk_p50": 0.1, "chunk_p99": 0.5})
+        made.add("nginx", "500", FIGURES | {"chunk_p50": 0.3, "chunk_p99": p99})
+    made.missing["litellm"] = "no index here"
+    return made
+
+
+def test_a_figure_is_the_median_of_the_rounds_beyond_direct() -> None:
+    row = next(row for row in results().rows() if row["system"] == "nginx")
+    assert row["500 streams: added p99, ms"] == "1.50"
+    assert row["500: CPU µs per chunk"] == "5000.0"
+
+
+def test_a_peer_that_could_not_be_had_stands_in_the_table_with_the_reason() -> None:
+    assert "| litellm |  | not measured: no index here |" in results().markdown()
+    assert all("sglang-router" not in row["system"] for row in results().rows())
+
+
+def test_errors_of_any_round_are_shown() -> None:
+    made = results()
+    made.add("nginx", "500", FIGURES | {"chunk_p50": 0.3, "chunk_p99": 1.0, "errors": 2.0})
+    assert next(row for row in made.rows() if row["system"] == "nginx")["errors"] == "2"
