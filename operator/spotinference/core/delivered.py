@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import re
 from array import array
-from collections import deque
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from itertools import islice
@@ -120,7 +119,7 @@ class Delivered:
     done: bool = False
     substance: bool = False
     """anything but role chunks was delivered: an answer that starts anew would repeat it"""
-    _raw: deque[bytes] = field(default_factory=deque)
+    _raw: list[bytes] = field(default_factory=list)
     _raw_bytes: int = 0
 
     def record(self, raw: bytes) -> None:
@@ -137,7 +136,7 @@ class Delivered:
     def _settle_to(self, left_bytes: int) -> None:
         """Parses the oldest until no more than this many bytes are left unparsed."""
         while self._raw and self._raw_bytes > left_bytes:
-            raw = self._raw.popleft()
+            raw = self._raw.pop(0)
             self._raw_bytes -= len(raw)
             for event in stream.events(raw):
                 if event.data == chunks.DONE_DATA:

@@ -46,6 +46,25 @@ log = structlog.get_logger(__name__)
 
 
 class Exchange:
+    __slots__ = (
+        "_arrived",
+        "_attempts",
+        "_context",
+        "_delivered",
+        "_id",
+        "_key",
+        "_losses",
+        "_lost_at",
+        "_open",
+        "_prepared",
+        "_refusals",
+        "_reply",
+        "_search",
+        "_waiting",
+        "account",
+        "trace",
+    )
+
     def __init__(
         self,
         context: Context,
@@ -89,20 +108,6 @@ class Exchange:
     async def run(self) -> web.StreamResponse:
         """Answers; a `GatewayError` after the first byte becomes an event and an abort."""
         try:
-            return await self._run()
-        finally:
-            self._settle_account()
-
-    def _settle_account(self) -> None:
-        account = self.account
-        account.attempts = self._attempts
-        if self._delivered.usage is not None:
-            account.use(self._delivered.usage)
-        elif account.completion_tokens is None:  # cut short, or from an engine that does not tell
-            account.prompt_tokens, account.completion_tokens = self._delivered.counted()
-
-    async def _run(self) -> web.StreamResponse:
-        try:
             if not self._prepared.stream:
                 return await self._plain_kept_alive()
             await self._stream()
@@ -129,6 +134,16 @@ class Exchange:
             self._context.metrics.bugs.inc()
             log.error("answer.bug", id=self._id, bug=logs.where(error))  # noqa: TRY400
             return await self._reply.abort(GatewayError(Code.INTERNAL_ERROR, "Internal error."))
+        finally:
+            self._settle_account()
+
+    def _settle_account(self) -> None:
+        account = self.account
+        account.attempts = self._attempts
+        if self._delivered.usage is not None:
+            account.use(self._delivered.usage)
+        elif account.completion_tokens is None:  # cut short, or from an engine that does not tell
+            account.prompt_tokens, account.completion_tokens = self._delivered.counted()
 
     @property
     def aborted(self) -> bool:
@@ -145,9 +160,9 @@ class Exchange:
 
     async def _plain(self) -> web.StreamResponse:
         """Nothing is sent before the answer is whole, so every failure may be tried elsewhere."""
-        body = orjson.dumps(self._prepared.body)
         while True:
             replica = await self._search.replica()
+            body = orjson.dumps(self._prepared.body)  # not before: it may be parked for minutes
             try:
                 answer = await self._fetch(replica, body)
             except FAILURES as failure:

@@ -47,9 +47,9 @@ class Relay(Exchange):
     """Fetches the answer whole before a byte goes out, so every failure may be tried elsewhere."""
 
     async def _plain(self) -> web.StreamResponse:
-        body = orjson.dumps(self._prepared.body)
         while True:
             replica = await self._search.replica()
+            body = orjson.dumps(self._prepared.body)  # not before: it may be parked for minutes
             try:
                 answer = await self._whole(replica, body)
             except FAILURES as failure:

@@ -47,6 +47,19 @@ class Sent(web.StreamResponse):
 
 
 class Reply:
+    __slots__ = (
+        "_alive",
+        "_chunked",
+        "_http",
+        "_response",
+        "_settings",
+        "_writer",
+        "aborted",
+        "as_event",
+        "headers",
+        "request_id",
+    )
+
     def __init__(self, http: web.BaseRequest, settings: GatewaySettings, request_id: str) -> None:
         self._http = http
         self._settings = settings

@@ -18,13 +18,18 @@ from spotinference.gateway.waiting import Waiting
 class Search:
     """One request's; remembers which replicas failed it or had full queues."""
 
+    __slots__ = (
+        "_admitted", "_avoid", "_busy", "_context", "_fingerprint", "_full_since", "_waiting",
+        "found_at", "work",
+    )  # fmt: skip
+
     def __init__(self, context: Context, waiting: Waiting, work: Work) -> None:
         self._context = context
         self._waiting = waiting
         self.work = work
         self._fingerprint: str | None = None
-        self._avoid: set[str] = set()
-        self._busy: set[str] = set()
+        self._avoid: tuple[str, ...] = ()
+        self._busy: tuple[str, ...] = ()
         self._full_since: float | None = None
         """monotonic; since when it waits for a slot"""
         self._admitted = False
@@ -32,8 +37,11 @@ class Search:
         context.vitals.asked(waiting.tier.ref)
         self.found_at = time.monotonic()
         """monotonic; when the last replica was found"""
-        self.parked_s = 0.0
-        """waited for a replica, in all"""
+
+    @property
+    def parked_s(self) -> float:
+        """Waited for a replica, in all."""
+        return self._waiting.parked_s
 
     async def replica(self) -> Replica:
         """The next to try; waits for one within the cap, else `wake_timeout` or `engine_busy`."""
@@ -48,7 +56,7 @@ class Search:
                     return replica
             if not any(r.routable for r in self._context.replicas.of(ref)):
                 self._waiting.may_wait()
-                self._admitted = await self._park()
+                self._admitted = await self._waiting.park()
             elif self._busy or not self._admitted:
                 await self._slot(ref)
             else:
@@ -59,7 +67,7 @@ class Search:
 
     def _pick(self, ref: TierRef) -> Replica | None:
         """Not one that has just failed, if there is another; never one that is full."""
-        for avoid in (self._busy | self._avoid, self._busy):
+        for avoid in ((*self._busy, *self._avoid), self._busy):
             replica = self._context.replicas.pick(
                 ref, self.work, avoid=avoid, fingerprint=self._fingerprint
             )
@@ -67,17 +75,9 @@ class Search:
                 return replica
         return None
 
-    async def _park(self, until: float | None = None) -> bool:
-        """True: it is this request's turn."""
-        since = time.monotonic()
-        try:
-            return await self._waiting.park(until=until)
-        finally:
-            self.parked_s += time.monotonic() - since
-
     def busy(self, replica: Replica) -> None:
         """Its queue is full: not this one again before the others were asked."""
-        self._busy.add(replica.uid)
+        self._busy = (*self._busy, replica.uid)
         self._context.engines.full(replica)
 
     def failed(self, replica: Replica, failure: Exception) -> None:
@@ -86,7 +86,7 @@ class Search:
         Only what a sick tier says counts (5xx, rubbish, silence): a replica that is gone or an
         answer that has begun is always carried on.
         """
-        self._avoid = {replica.uid}
+        self._avoid = (replica.uid,)
         ref = replica.tier
         if self._fingerprint is not None or not isinstance(failure, _SICK):
             return
@@ -106,8 +106,7 @@ class Search:
         self._fingerprint = replica.fingerprint
         self._waiting.answers()
         self._full_since = None
-        self._busy.clear()
-        self._avoid.clear()
+        self._busy = self._avoid = ()
 
     async def _slot(self, ref: TierRef) -> None:
         """Replicas are there, but full, or others wait for them: in turn, for a bounded time.
@@ -117,7 +116,7 @@ class Search:
         """
         waiting = self._waiting
         if not self._busy and self._context.parking.wanted(ref):
-            self._admitted = await self._park()
+            self._admitted = await self._waiting.park()
             return
         now = time.monotonic()
         if self._full_since is None:
@@ -127,8 +126,8 @@ class Search:
             until = min(until, self._full_since + self._context.settings.busy_wait_s)
         if now >= until:
             raise waiting.timeout() if waiting.begun else _engine_busy()
-        self._admitted = await self._park(until)
-        self._busy.clear()
+        self._admitted = await waiting.park(until=until)
+        self._busy = ()
 
 
 def _engine_busy() -> GatewayError:

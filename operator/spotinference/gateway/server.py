@@ -81,7 +81,7 @@ class Server:
         request_id = self._ids()
         http[REQUEST_ID] = request_id
         try:
-            response = await self._dispatch(http)
+            response = await self._handler(http)(http)
         except GatewayError as error:
             return self._refused(http, error)
         except ConnectionError:
@@ -118,7 +118,7 @@ class Server:
                 log.warning("drain.cut", answers=len(late))
                 await asyncio.wait(late, timeout=3)
 
-    async def _dispatch(self, http: web.BaseRequest) -> web.StreamResponse:
+    def _handler(self, http: web.BaseRequest) -> Handler:
         listener.check(http)
         path = _path(http)
         handler = self._routes.get((http.method, path))
@@ -126,7 +126,7 @@ class Server:
             handler = self._model
         if handler is None:
             raise GatewayError(Code.NOT_FOUND, "No such path and method.")
-        return await handler(http)
+        return handler
 
     def refused_by_parser(self, error: GatewayError) -> None:
         """Counts what never became a request."""
@@ -163,7 +163,9 @@ class Server:
         raw = await requests.read_body(http, self._context.settings)
         if wanted is not None:
             return await self._recorded(http, key, endpoint, raw, wanted)
-        return await self._answer(http, key, endpoint, raw)
+        body, size = requests.parse(endpoint, raw), len(raw)
+        del raw  # it may be parked for minutes: one copy of the prompt is enough
+        return await self._answer(http, key, endpoint, body, size)
 
     async def _recorded(
         self, http: web.BaseRequest, key: ApiKey, endpoint: Endpoint, raw: bytes, wanted: Asked
@@ -208,7 +210,8 @@ class Server:
     ) -> None:
         reply = RecordedReply(http, self._context.settings, recording)
         try:
-            await self._answer(http, key, endpoint, raw, reply)
+            body = requests.parse(endpoint, raw)
+            await self._answer(http, key, endpoint, body, len(raw), reply)
         except GatewayError:
             raise  # the players tell it to their clients
         except Exception as error:  # the outermost frame of a request
@@ -227,15 +230,16 @@ class Server:
         http: web.BaseRequest,
         key: ApiKey,
         endpoint: Endpoint,
-        raw: bytes,
+        body: Json,
+        size: int,
         reply: Reply | None = None,
     ) -> web.StreamResponse:
-        body = requests.parse(endpoint, raw)
+        """`size` of the body as it came, in bytes."""
         tier = self._tier(key, body["model"])
         http[TIER_NAME] = tier.ref.name
         kind, prepared = _prepared(endpoint, body, tier)
         grant = self._context.limits.admit(
-            key, limits.estimate(body, len(raw), completes=endpoint.completes)
+            key, limits.estimate(body, size, completes=endpoint.completes)
         )
         http[ANSWER_HEADERS] = self._limit_headers(http)
         run = kind(
@@ -245,7 +249,7 @@ class Server:
             prepared,
             key=key,
             request_id=http[REQUEST_ID],
-            body_bytes=len(raw),
+            body_bytes=size,
             reply=reply,
         )
         code = "client_gone"

@@ -39,6 +39,8 @@ class Attempt:
 
 
 class Trace:
+    __slots__ = ("attempts",)
+
     def __init__(self) -> None:
         self.attempts: list[Attempt] = []
 

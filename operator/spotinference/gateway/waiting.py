@@ -21,8 +21,60 @@ from spotinference.gateway.parking import Ticket
 from spotinference.gateway.reply import Reply
 
 
+class _Bell:
+    """Rings when a future is done or a time has come; lighter than `asyncio.wait`, for thousands."""
+
+    __slots__ = ("_end", "_timer", "_waiter")
+
+    def __init__(self, end: asyncio.Future[None]) -> None:
+        self._end = end
+        self._timer: asyncio.TimerHandle | None = None
+        self._waiter: asyncio.Future[None] | None = None
+        end.add_done_callback(self._ring)
+
+    def until(self, at: float) -> asyncio.Future[None]:
+        """Done when the end is, or at `at` in monotonic seconds; one at a time."""
+        loop = asyncio.get_running_loop()
+        self._stop()
+        self._waiter = loop.create_future()
+        left_s = at - time.monotonic()
+        if left_s <= 0 or self._end.done():
+            self._waiter.set_result(None)
+        else:
+            self._timer = loop.call_later(left_s, self._ring)
+        return self._waiter
+
+    def close(self) -> None:
+        self._stop()
+        self._end.remove_done_callback(self._ring)
+
+    def _stop(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def _ring(self, _: object = None) -> None:
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
+
+
 class Waiting:
     """One request's; begun anew after each loss, in the same place of the queue."""
+
+    __slots__ = (
+        "_context",
+        "_delivered",
+        "_expected_s",
+        "_key",
+        "_prepared",
+        "_reply",
+        "_ticket",
+        "keep_alive",
+        "parked_s",
+        "since",
+        "tier",
+        "who",
+    )
 
     def __init__(
         self,
@@ -45,6 +97,8 @@ class Waiting:
         """as last seen in the catalogue"""
         self.since: float | None = time.monotonic()
         """monotonic; None while the answer flows"""
+        self.parked_s = 0.0
+        """waited for a replica or a slot, in all"""
         self._expected_s: int | None = None
         """to the replica, as estimated when the wait began; None once it was judged"""
         self.who: Identity | None = None
@@ -110,10 +164,11 @@ class Waiting:
         started = time.monotonic()
         deadline = self.deadline() if until is None else until
         released = parking.enter(self.tier, self._ticket, wakes=until is None)
+        bell = _Bell(released)
         try:
             if self._beats:
-                await self._beat(released, deadline)
-            await self._until(released, deadline)
+                await self._beat(released, bell, deadline)
+            await bell.until(deadline)
             if released.done():
                 released.result()
                 self._came(ref.name, time.monotonic() - started)
@@ -121,12 +176,13 @@ class Waiting:
                 raise self.timeout()
             return released.done()
         finally:
+            bell.close()
             parking.leave(ref, self._ticket)
             if not released.cancel() and not released.cancelled():
                 released.exception()  # seen, whether or not it was raised here
-            self._context.metrics.parked_seconds.labels(ref.name).observe(
-                time.monotonic() - started
-            )
+            waited_s = time.monotonic() - started
+            self.parked_s += waited_s
+            self._context.metrics.parked_seconds.labels(ref.name).observe(waited_s)
 
     def _came(self, tier: str, waited_s: float) -> None:
         """A replica is there: how wrong was what was said on arrival?"""
@@ -159,18 +215,20 @@ class Waiting:
                 await answer.arrival()
                 return
         arrival = asyncio.get_running_loop().create_task(answer.arrival())
+        bell = _Bell(arrival)
         try:
-            await self._beat(arrival, float("inf"))
+            await self._beat(arrival, bell, float("inf"))
             await arrival
         finally:
+            bell.close()
             arrival.cancel()
 
-    async def _beat(self, end: asyncio.Future[None], deadline: float) -> None:
+    async def _beat(self, end: asyncio.Future[None], bell: _Bell, deadline: float) -> None:
         """Keeps a waiting stream alive; returns when `end` is done, or at the deadline."""
         settings = self._context.settings
         if not self._reply.begun:
             assert self.since is not None
-            await self._until(end, min(deadline, self.since + settings.fail_fast_s))
+            await bell.until(min(deadline, self.since + settings.fail_fast_s))
             if end.done() or time.monotonic() >= deadline:
                 return
             await self._reply.begin({"x-spotinference-eta": str(self._eta())})
@@ -183,7 +241,7 @@ class Waiting:
             if now >= empty_at:
                 empty_at = now + settings.empty_chunk_s
                 await self._reply.write(self._empty())
-            await self._until(end, min(deadline, empty_at, now + settings.heartbeat_s))
+            await bell.until(min(deadline, empty_at, now + settings.heartbeat_s))
 
     def _empty(self) -> bytes:
         """What counts as a sign of life for clients that look at parsed events only."""
@@ -220,10 +278,3 @@ class Waiting:
         tier = self._context.catalogue.get(self.tier.ref) or self.tier
         waited_s = time.monotonic() - (self.since or time.monotonic())
         return tier.eta_seconds(self._context.clock.now(), waited_s)
-
-    @staticmethod
-    async def _until(released: asyncio.Future[None], at: float) -> None:
-        """Waits for the release, at most until `at`."""
-        left = at - time.monotonic()
-        if left > 0 and not released.done():
-            await asyncio.wait([released], timeout=left)
