@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
 
+import pytest
+
 from spotinference.api.keys import ApiKey, KeyFile, digest
 from tests.support.eventually import eventually
 from tests.support.gateway import CHAT, KEY, NAMESPACE, OTHER_KEY, Bench, bench, chat
@@ -24,6 +26,7 @@ async def rekey(b: Bench, **fields: object) -> None:
     await eventually(lambda: ring._text == b.keys_file.read_bytes(), 5, "keys re-read")
 
 
+@pytest.mark.fault(64)
 async def test_a_key_opens_only_the_tiers_that_it_names() -> None:
     async with bench() as b:
         for name in ("demo", "demo-large", "secret"):
@@ -45,6 +48,7 @@ async def test_a_key_opens_only_the_tiers_that_it_names() -> None:
                 assert len((await response.json())["data"]) == 3
 
 
+@pytest.mark.fault(68)
 async def test_an_expired_key_is_told_so_and_wakes_nothing() -> None:
     async with bench() as b:
         await b.tier("demo")

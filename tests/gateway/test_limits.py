@@ -10,6 +10,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 import aiohttp
+import openai
 import pytest
 
 from spotinference import errors
@@ -56,6 +57,24 @@ async def test_the_request_above_the_limit_is_refused_and_told_when_to_return() 
         assert headers["x-ratelimit-limit-requests"] == "2"
         assert headers["x-ratelimit-reset-requests"].endswith("s")
         assert "x-ratelimit-limit-tokens" not in headers
+
+
+@pytest.mark.fault(67)
+async def test_requests_that_come_at_once_do_not_slip_past_a_limit() -> None:
+    async with limited(requests_per_minute=5) as (_, session):
+        seen = await asyncio.gather(*(ask(session, max_tokens=1) for _ in range(30)))
+        assert sorted(status for status, _, _ in seen) == [200] * 5 + [429] * 25
+
+
+async def test_the_openai_client_waits_for_a_limit_and_not_for_a_budget() -> None:
+    async with limited(monthly_tokens=5) as (b, _):
+        async with b.openai() as client:
+            await client.chat.completions.create(**chat(stream=False))
+            with pytest.raises(openai.RateLimitError, match="of this month") as refused:
+                await client.chat.completions.create(**chat(stream=False))
+        assert refused.value.code == "budget_exceeded"
+        counted = b.gateway.context.metrics.limited.labels("budget")
+        assert counted._value.get() == 1  # it was not tried again
 
 
 async def test_streams_and_lists_carry_the_limits_too() -> None:
@@ -121,7 +140,9 @@ async def test_a_spent_budget_is_final_until_the_month_turns() -> None:
         assert (status, body["error"]["code"]) == (429, "budget_exceeded")
         assert body["error"]["type"] == "insufficient_quota"
         assert headers["x-should-retry"] == "false"
-        assert "Retry-After" not in headers
+        month = int(headers["Retry-After"])  # no SDK waits so long; a person reads it
+        assert 0 < month <= 31 * 86400
+        assert "ends at 20" in body["error"]["message"]
         b.gateway.context.limits._budgets._month = "2000-01"
         assert (await ask(session, max_tokens=1))[0] == 200
 

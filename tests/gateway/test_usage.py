@@ -123,6 +123,7 @@ async def test_gaps_between_tokens_are_those_of_the_whole_answer(tmp_path: Path)
     assert record["itl_p50_s"] < record["total_s"] / 4  # not the one gap from first to last
 
 
+@pytest.mark.fault(60)
 async def test_a_client_that_leaves_is_billed_for_what_it_got(tmp_path: Path) -> None:
     async with bench(usage_spool=tmp_path, tokens_per_s=100) as b:
         await b.tier("demo")

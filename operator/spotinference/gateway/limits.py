@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
+from datetime import timedelta
 
+from spotinference.api import times
 from spotinference.api.keys import ApiKey
 from spotinference.api.kinds import Json
 from spotinference.clients.clock import Clock
@@ -136,10 +138,16 @@ class Limits:
             return
         if self._budgets.spent(key.id) + use.reserved >= key.monthly_tokens:
             self._metrics.limited.labels("budget").inc()
+            now = self._clock.now()
+            turn = (now.replace(day=1) + timedelta(days=32)).replace(
+                day=1, hour=0, minute=0, second=0, microsecond=0
+            )
             raise GatewayError(
                 Code.BUDGET_EXCEEDED,
                 f"The key {key.id!r} has used its {key.monthly_tokens} tokens of this month "
-                "(monthly_tokens; it begins anew on the 1st, UTC). Ask an administrator for more.",
+                f"(monthly_tokens), which ends at {times.to_text(turn)}. "
+                "Ask an administrator for more.",
+                retry_after_s=math.ceil((turn - now).total_seconds()),
             )
 
     def _exceeded(self, key: ApiKey, what: str, which: str, wait_s: float) -> GatewayError:

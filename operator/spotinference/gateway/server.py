@@ -58,6 +58,8 @@ class Server:
         self.stopping = False
         self._ids = Ids()
         self._running: set[asyncio.Task[object]] = set()
+        self._background: set[asyncio.Task[None]] = set()
+        """requests that run apart from their client's connection"""
         self._routes: dict[tuple[str, str], Handler] = {
             **{("POST", endpoint.value): self._engine for endpoint in Endpoint},
             ("GET", "/v1/models"): self._models,
@@ -110,8 +112,8 @@ class Server:
     async def drain(self, timeout_s: float) -> None:
         """Waits for running answers; those that are left get an error event and an abort."""
         self.stopping = True
-        if self._running:
-            _, late = await asyncio.wait(list(self._running), timeout=timeout_s)
+        if running := [*self._running, *self._background]:
+            _, late = await asyncio.wait(running, timeout=timeout_s)
             for task in late:
                 task.cancel(exchange.STOPPING)
             if late:
@@ -222,8 +224,8 @@ class Server:
 
     def _keep(self, task: asyncio.Task[None]) -> None:
         """A drain waits for it, like for a client's own."""
-        self._running.add(task)
-        task.add_done_callback(self._running.discard)
+        self._background.add(task)
+        task.add_done_callback(self._background.discard)
 
     async def _answer(
         self,
