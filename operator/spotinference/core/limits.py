@@ -29,6 +29,8 @@ def burst(limit: int) -> int:
 
 def share(limit: int, processes: int, *, newcomer: bool) -> int:
     """What one of so many processes may admit of a limit; at least 1."""
+    if processes == 1 and not newcomer:
+        return limit
     extra = burst(limit)
     part = (limit + (processes - 1) * extra) // processes
     return min(part, extra) if newcomer else part

@@ -127,7 +127,8 @@ class Budgets:
         await store.merge_patch(CONFIG_MAP, NAME, self._namespace, patch)
 
     def _now(self) -> str:
-        return self._clock.now().strftime("%Y-%m")
+        now = self._clock.now()
+        return f"{now.year:04}-{now.month:02}"
 
     def _turn(self) -> None:
         """A new month begins with nothing used."""
