@@ -50,7 +50,7 @@ class Work:
     max_tokens: int | None
     """of all its choices together; None: the client set no limit"""
     key: int
-    """64 bits; requests that begin alike have the same"""
+    """64 bits; sticky requests that begin alike have the same in every process"""
     sticky: bool
     """worth sending where its prefix is cached"""
 
@@ -76,11 +76,12 @@ def work_of(body: Json, session: str | None = None) -> Work:
     choices = n if isinstance(n, int) and n > 0 else 1
     if session:
         prefix = "session " + session[:MAX_SESSION_CHARS]
+    sticky = bool(session) or tokens >= STICKY_PROMPT_TOKENS
     return Work(
         prompt_tokens=max(1, tokens),
         max_tokens=limit * choices if isinstance(limit, int) else None,
-        key=seed(prefix),
-        sticky=bool(session) or tokens >= STICKY_PROMPT_TOKENS,
+        key=seed(prefix) if sticky else hash(prefix) & _MASK,  # which only tells equals apart
+        sticky=sticky,
     )
 
 
