@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from typing import Any
 
 import pytest
 
-from spotinference.api.kinds import POD
+from spotinference.api.kinds import POD, Json
 from tests.engine.conftest import ENGINES, client_of
 from tests.support.continuation import KINDS, Kind, heard
 from tests.support.engine import EngineServer
@@ -89,15 +91,19 @@ async def _copy(source: asyncio.StreamReader, to: asyncio.StreamWriter) -> None:
 
 @pytest.fixture(params=ENGINES)
 def server(request: pytest.FixtureRequest) -> EngineServer:
-    found: EngineServer = request.getfixturevalue(f"{request.param}_server")
+    found: EngineServer = request.getfixturevalue(f"{request.param}_parsing_server")
     return found
 
 
 @asynccontextmanager
-async def two_ways(server: EngineServer) -> AsyncIterator[tuple[Bench, Cutter]]:
+async def two_ways(server: EngineServer, **settings: Any) -> AsyncIterator[tuple[Bench, Cutter]]:
     """A gateway with two replicas, the first of which can be cut."""
     port = int(server.url.rpartition(":")[2])
-    async with bench() as b, Cutter(port).serving() as first, Cutter(port).serving() as second:
+    async with (
+        bench(**settings) as b,
+        Cutter(port).serving() as first,
+        Cutter(port).serving() as second,
+    ):
         await b.tier("demo")
         b.kube.put(POD, b.pod("first", "demo", first.port))
         b.kube.put(POD, b.pod("second", "demo", second.port))
@@ -132,6 +138,34 @@ async def test_a_cut_answer_is_heard_as_if_undisturbed(server: EngineServer, kin
                 seen = await stream(http, path, body)
             same(seen, whole, f"cut after {cut}")
         assert first.cuts == len(CUTS)
+
+
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/completions"])
+@pytest.mark.parametrize("more", [{}, {"stop": ["a"]}], ids=["plain", "stop"])
+async def test_a_gathered_answer_is_byte_for_byte_the_engines_own(
+    server: EngineServer, path: str, more: Json
+) -> None:
+    """But for id and time; also when its replica is lost meanwhile."""
+    prompt: Json = {"prompt": "once upon a time"}
+    if "chat" in path:
+        prompt = {"messages": [{"role": "user", "content": "tell me a story"}]}
+    body = {"model": "demo", "temperature": 0, "max_tokens": 40, **prompt, **more}
+    async with (
+        two_ways(server, gather_tokens=1) as (b, first),
+        b.http() as http,
+        client_of(server) as engine,
+    ):
+        _, direct = await engine.post(path, body)
+        for cut in (None, 9):
+            first.after = cut
+            with b.preferring("first"):
+                async with http.post(path, json=body) as response:
+                    assert response.headers["x-spotinference-continuation"] == "token"
+                    raw = await response.read()
+            answer = json.loads(raw)
+            answer |= {"id": direct["id"], "created": direct["created"]}
+            assert json.dumps(answer) == json.dumps(direct)
+        assert first.cuts == 1 or "stop" in more
 
 
 async def test_beam_search_is_not_streamed_by_the_engine(server: EngineServer) -> None:

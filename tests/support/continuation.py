@@ -110,7 +110,7 @@ KINDS: Sequence[Kind] = (
         },
     ),
     _chat("image part", {"messages": [{"role": "user", "content": [IMAGE]}]}),
-    _chat("tools, auto", TOOLS),
+    _chat("tools, auto", TOOLS, real=True),
     _chat("tools, auto, seeded", TOOLS | SEED),
     _chat("tools, named", TOOLS | NAMED, real=True),
     _chat("tools, required", TOOLS | {"tool_choice": "required"}, real=True),

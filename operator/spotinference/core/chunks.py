@@ -140,6 +140,12 @@ def prompt_token_ids(chunk: Json) -> list[int] | None:
     return ids if isinstance(ids, list) else None
 
 
+def role(choice: Json) -> str | None:
+    """Of a chat chunk that begins its message: whose it is."""
+    named = (choice.get("delta") or {}).get("role")
+    return None if named is None else str(named)
+
+
 def opens(choice: Json) -> bool:
     """A chat chunk that begins the message by its role."""
     return "role" in (choice.get("delta") or {})

@@ -53,6 +53,8 @@ class Prepared:
     continuous_usage: bool
     choices: int = 1
     prompts: int = 1
+    gathered: bool = False
+    """not streamed to the client, but from the engine, so that a loss does not cost the whole"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,20 +112,32 @@ something means replay: an unknown field may act on the output."""
 
 
 def prepare(
-    endpoint: Endpoint, body: Json, *, seed: int, enabled: bool = True, parsed: bool = False
+    endpoint: Endpoint,
+    body: Json,
+    *,
+    seed: int,
+    enabled: bool = True,
+    parsed: bool = False,
+    gather_tokens: int | None = None,
 ) -> Prepared:
     """Classifies a valid request and readies it for the engine.
 
     `seed` is injected where the client gave none and sampling would be random. `parsed`: the tier
-    runs a reasoning parser, so chat chunks are not just the tokens' text.
+    runs a reasoning parser, so chat chunks are not just the tokens' text. `gather_tokens`: answers
+    that may be so long and are not streamed are gathered from a stream, where that is exact.
     """
     stream = body.get("stream") is True
     options = body.get("stream_options") or {}
     kind, reason = _classify(endpoint, body, enabled=enabled, parsed=parsed)
+    gathered = not stream and _gathers(endpoint, body, kind, gather_tokens)
+    if not stream and not gathered:
+        kind, reason = Class.RESTART, "nothing is sent before the answer is whole"
     sent = dict(body)
-    if stream:
+    if gathered:
+        sent["stream"] = True
+    if stream or gathered:
         sent["stream_options"] = options | {"include_usage": True}
-    if stream and kind in {Class.TOKEN, Class.REPLAY}:
+    if (stream or gathered) and kind in {Class.TOKEN, Class.REPLAY}:
         if not _echo(endpoint, body):
             sent["return_token_ids"] = True
         if kind is Class.REPLAY and body.get("seed") is None and not _greedy(body):
@@ -136,12 +150,21 @@ def prepare(
         reason=reason,
         stream=stream,
         hide_token_ids=not body.get("return_token_ids"),
-        include_usage=bool(options.get("include_usage")),
+        include_usage=bool(options.get("include_usage")) or gathered,
         continuous_usage=bool(options.get("include_usage"))
         and bool(options.get("continuous_usage_stats")),
         choices=prompts * int(body.get("n") or 1),
         prompts=prompts,
+        gathered=gathered,
     )
+
+
+def _gathers(endpoint: Endpoint, body: Json, kind: Class, tokens: int | None) -> bool:
+    """A replay generates all of it again, just as a second request does: nothing to gain there."""
+    if tokens is None or kind is not Class.TOKEN or body.get("return_token_ids"):
+        return False
+    limit = _limit(endpoint, body)
+    return limit is None or limit >= tokens
 
 
 def _prompts(body: Json) -> int:
@@ -160,8 +183,6 @@ def _greedy(body: Json) -> bool:
 
 
 def _classify(endpoint: Endpoint, body: Json, *, enabled: bool, parsed: bool) -> tuple[Class, str]:
-    if body.get("stream") is not True:
-        return Class.RESTART, "nothing is sent before the answer is whole"
     if not enabled:
         return Class.REFUSED, "spec.interruption.continuation is off"
     if not _greedy(body):
@@ -271,7 +292,7 @@ def _by_token(prepared: Prepared, delivered: Delivered) -> Next:
     sent: Json = {name: body[name] for name in _COPIED if body.get(name) is not None}
     sent["prompt"] = [*delivered.prompt_ids, *had.token_ids[: mark.tokens]]
     sent |= {"stream": True, "return_token_ids": True}
-    limit = _max_tokens(prepared)
+    limit = max_tokens(prepared)
     if limit is not None:
         sent["max_tokens"] = limit - mark.tokens
     if body.get("min_tokens"):
@@ -291,10 +312,13 @@ def _by_token(prepared: Prepared, delivered: Delivered) -> Next:
     )
 
 
-def _max_tokens(prepared: Prepared) -> int | None:
+def max_tokens(prepared: Prepared) -> int | None:
     """The client's limit of generated tokens; None: as far as the context goes."""
-    body = prepared.body
-    if prepared.endpoint is Endpoint.COMPLETION:
+    return _limit(prepared.endpoint, prepared.body)
+
+
+def _limit(endpoint: Endpoint, body: Json) -> int | None:
+    if endpoint is Endpoint.COMPLETION:
         limit = body.get("max_tokens")
         return 16 if limit is None else int(limit)  # vLLM's and OpenAI's default
     limit = body.get("max_completion_tokens")

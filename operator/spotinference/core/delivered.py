@@ -60,8 +60,10 @@ class Choice:
     chars: int = 0
     others: dict[Channel, list[Part]] = field(default_factory=dict)
     """reasoning, tool calls, log probabilities: in the pieces in which they came"""
-    role: bool = False
+    role: str | None = None
+    """named by the chunk that opened a chat message"""
     finish_reason: str | None = None
+    stop_reason: str | int | None = None
     _mark_tokens: array[int] = field(default_factory=lambda: _array([0]))
     _mark_chars: array[int] = field(default_factory=lambda: _array([0]))
 
@@ -116,6 +118,10 @@ class Delivered:
     choices: dict[int, Choice] = field(default_factory=dict)
     usage: Json | None = None
     """the engine's count of the whole answer: its last chunk but for [DONE]"""
+    system_fingerprint: str | None = None
+    """comes with the usage"""
+    raw_limit: int = MAX_RAW_BYTES
+    """bytes kept unparsed"""
     done: bool = False
     substance: bool = False
     """anything but role chunks was delivered: an answer that starts anew would repeat it"""
@@ -126,8 +132,8 @@ class Delivered:
         """Whole events that were sent to the client, as the engine sent them (ids not hidden)."""
         self._raw.append(raw)
         self._raw_bytes += len(raw)
-        if self._raw_bytes > MAX_RAW_BYTES:
-            self._settle_to(MAX_RAW_BYTES - SETTLE_BYTES)
+        if self._raw_bytes > self.raw_limit:
+            self._settle_to(max(0, self.raw_limit - SETTLE_BYTES))
 
     def settle(self) -> None:
         """Parses what was recorded since the last time."""
@@ -153,6 +159,7 @@ class Delivered:
         found = chunk.get("choices") or []
         if not found and chunk.get("usage") is not None:
             self.usage = chunk["usage"]
+            self.system_fingerprint = chunk.get("system_fingerprint")
         for choice in found:
             self._absorb_choice(choice)
 
@@ -161,7 +168,7 @@ class Delivered:
         mine = self.choices.get(index)
         if mine is None:
             mine = self.choices[index] = Choice()
-        mine.role = mine.role or chunks.opens(choice)
+        mine.role = mine.role or chunks.role(choice)
         if (ids := choice.get("prompt_token_ids")) is not None:
             mine.prompt_ids = _array(ids)
         found = deltas.parts(self.endpoint, choice)
@@ -169,7 +176,8 @@ class Delivered:
         if found or finish is not None:
             self.substance = True
             mine.add(found)
-            mine.finish_reason = finish or mine.finish_reason
+            if finish is not None:
+                mine.finish_reason, mine.stop_reason = finish, choice.get("stop_reason")
 
     @property
     def only(self) -> Choice:

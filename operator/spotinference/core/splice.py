@@ -138,7 +138,7 @@ class Splice:
         """The choice as the client gets it; None when it has all of it."""
         index = int(choice.get("index") or 0)
         had = self._delivered.choices.get(index)
-        known_role = had is not None and had.role
+        known_role = had is not None and had.role is not None
         found = deltas.parts(self._source, choice)
         finish = choice.get("finish_reason")
         repetition = self._repetitions.get(index)

@@ -32,6 +32,7 @@ from spotinference.gateway.config import GatewaySettings
 from spotinference.gateway.context import Context
 from spotinference.gateway.demand import DemandWriter
 from spotinference.gateway.engines import ENGINE_KEEPALIVE_S, Engines
+from spotinference.gateway.evacuation import Evacuation
 from spotinference.gateway.forward import Forward
 from spotinference.gateway.keys import KeyRing
 from spotinference.gateway.limits import Limits
@@ -125,6 +126,8 @@ async def running(
         engines.on_slot = parking.release
         replays = Replays(settings)
         forward = Forward(settings, peers)
+        evacuation = Evacuation(replicas, settings, clock, metrics, tasks.create_task)
+        replicas.on_doomed = evacuation.doomed
         context = Context(
             settings,
             clock,
@@ -201,6 +204,7 @@ async def running(
             await side.cleanup()
             for task in background:
                 task.cancel()
+            evacuation.close()
             engines.close()
 
 

@@ -87,12 +87,22 @@ class GatewaySettings(BaseSettings):
     """A whole answer without a max_tokens, or of a tier whose speed is not known; at most."""
     answer_floor_s: float = 600.0
     """However short the answer: the OpenAI SDK gives up after as long."""
+    gather_tokens: int = Field(default=256, ge=1)
+    """An answer that is not streamed and may be this long is gathered from a stream, so that a lost
+    replica does not cost all of it (docs/decisions/0019): shorter ones are sooner asked for again."""
     max_answer_bytes: int = 64 * 1024 * 1024
     """A non-streamed answer is held until it is whole."""
     max_losses: int = 5
     """Replicas that may die on one request before it counts as the cause."""
     max_attempts: int = 30
     """Attempts of one request in all, refused connections and busy replicas included."""
+    evacuation_tick_s: float = 0.25
+    """How often a replica with a notice is looked at: 500 answers leave it in portions of a few."""
+    evacuation_margin_s: float = 3.0
+    """An answer that would end later than this before the notice's deadline moves: the node's own
+    shutdown takes a second or two, and clocks differ."""
+    doom_grace_s: float = 60.0
+    """A replica that outlives its deadline is emptied this much longer."""
     eject_s: float = 0.5
     """First pause of a replica that failed; doubles, with jitter, up to the maximum."""
     eject_max_s: float = 10.0

@@ -57,6 +57,10 @@ class Silent(Lost):
     """A deadline of ours passed: nothing says that the replica is gone, only that it is slow."""
 
 
+class Moved(Lost):
+    """We left: the replica has a notice and could not have finished the answer."""
+
+
 class Failed(Exception):
     """The engine answered with a server error, or not in its protocol."""
 

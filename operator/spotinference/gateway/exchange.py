@@ -17,10 +17,11 @@ from spotinference import logs
 from spotinference.api.keys import ApiKey
 from spotinference.api.kinds import Json
 from spotinference.clients.engine_http import Answer, Broken
-from spotinference.core import chunks, continuation, routing
+from spotinference.core import assembly, chunks, continuation, routing
 from spotinference.core.account import Account
 from spotinference.core.continuation import Class, Ending, Next, Prepared, Refusal
 from spotinference.core.delivered import Delivered
+from spotinference.core.evacuation import Progress
 from spotinference.core.splice import Diverged, EngineFailed, Splice
 from spotinference.core.stream import EventTooLong, Framer, events
 from spotinference.gateway import engines, errors, refusals
@@ -32,6 +33,7 @@ from spotinference.gateway.engines import (
     Draining,
     Failed,
     Lost,
+    Moved,
     Refused,
     Unreachable,
 )
@@ -87,6 +89,11 @@ class Exchange:
         self.account = Account(prepared.kind)
         """what the answer took; complete when `run` has returned or raised"""
         self._delivered = Delivered(prepared.endpoint)
+        self._out: Reply | Silence = self._reply
+        """where the chunks of the answer go"""
+        if prepared.gathered:
+            self._out = Silence(context.settings.max_answer_bytes)
+            self._delivered.raw_limit = GATHERED_RAW_BYTES
         self._arrived = time.monotonic()
         ticket = context.parking.ticket(context.clock.now(), body_bytes, key.id)
         self._waiting = Waiting(
@@ -97,6 +104,10 @@ class Exchange:
         self._search = Search(context, self._waiting, work)
         self._open: Attempt | None = None
         """the attempt that is being read"""
+        self._moving = False
+        """this attempt was left before its replica goes"""
+        self._flows = (self._arrived, 0)
+        """since when the attempt gives tokens, and how many there were before"""
         self._attempts = 0
         self._refusals = 0
         """of these attempts, those that a full queue turned away"""
@@ -160,6 +171,21 @@ class Exchange:
 
     async def _plain(self) -> web.StreamResponse:
         """Nothing is sent before the answer is whole, so every failure may be tried elsewhere."""
+        if self._prepared.gathered:
+            answer = await self._gather()
+        else:
+            answer = await self._fetched()
+        return await self._reply.send(answer)
+
+    async def _gather(self) -> bytes:
+        """Streamed from the engines, so that a loss costs no more than it costs a stream."""
+        await self._stream()
+        self._delivered.settle()
+        if self._delivered.usage is None:
+            raise GatewayError(Code.ENGINE_FAILED, "The engine reported no usage.")
+        return assembly.whole(self._prepared.endpoint, self._delivered)
+
+    async def _fetched(self) -> bytes:
         while True:
             replica = await self._search.replica()
             body = orjson.dumps(self._prepared.body)  # not before: it may be parked for minutes
@@ -170,7 +196,7 @@ class Exchange:
                 continue
             self._first_byte()
             self.trace.token()
-            return await self._reply.send(answer)
+            return answer
 
     async def _fetch(self, replica: Replica, body: bytes) -> bytes:
         limit = self._context.settings.max_answer_bytes
@@ -220,7 +246,7 @@ class Exchange:
                 continue
             match continuation.plan(self._prepared, self._delivered, whole=whole):
                 case Ending(rest):
-                    await self._reply.write(rest)
+                    await self._out.write(rest)
                     return
                 case Refusal(reason):
                     self._context.metrics.continuations.labels("refused", "refused").inc()
@@ -272,13 +298,44 @@ class Exchange:
             work=self._search.work, patience=self._waiting.first_part,
         ) as attempt:  # fmt: skip
             response = self._opened(attempt)
+            replica.answers.add(self)
             try:
                 if request is None and self._waiting.who is None:
                     await self._relay(replica, response)
                 else:
                     await self._splice(replica, response, request)
             except Broken as error:
+                if self._moving:
+                    raise Moved(f"{replica.name} has a notice") from error
                 raise Lost(f"{replica.name}: {type(error).__name__}: {error}") from error
+            finally:
+                replica.answers.discard(self)
+                self._moving = False
+
+    def progress(self) -> Progress:
+        """How far the answer is, for the decision whether it leaves a replica with a notice."""
+        prepared, delivered = self._prepared, self._delivered
+        delivered.settle()
+        tokens = delivered.tokens // prepared.choices
+        since, before = self._flows
+        limit = continuation.max_tokens(prepared)
+        context = self._waiting.tier.spec.engine.max_model_len
+        if limit is None and context is not None and delivered.prompt_ids is not None:
+            limit = context - len(delivered.prompt_ids)
+        fresh = tokens - before
+        return Progress(
+            movable=prepared.kind in {Class.TOKEN, Class.REPLAY} and not self._moving,
+            repeats=prepared.kind is Class.REPLAY,
+            tokens=tokens,
+            tokens_left=None if limit is None else max(0, limit - tokens),
+            tokens_per_s=fresh / max(time.monotonic() - since, 1e-3) if fresh > 0 else None,
+        )
+
+    def move(self) -> None:
+        """Ends the running attempt as if its replica were gone; the answer goes on elsewhere."""
+        if self._open is not None and not self._delivered.done:
+            self._moving = True
+            self._open.drop()
 
     async def _relay(self, replica: Replica, response: Answer) -> None:
         """The way of every token: whole events, their bytes as they are but for hidden ids.
@@ -287,7 +344,7 @@ class Exchange:
         task switch; this task only wakes for what ends the answer, and for a slow client.
         """
         framer = Framer()
-        reply, delivered, trace = self._reply, self._delivered, self.trace
+        reply, delivered, trace = self._out, self._delivered, self.trace
         hide = self._prepared.hide_token_ids
         first, held = True, b""
 
@@ -327,9 +384,7 @@ class Exchange:
 
     async def _forward(self, raw: bytes) -> None:
         self._delivered.record(raw)
-        await self._reply.write(
-            chunks.hide_token_ids(raw) if self._prepared.hide_token_ids else raw
-        )
+        await self._out.write(chunks.hide_token_ids(raw) if self._prepared.hide_token_ids else raw)
         self.trace.token()
 
     async def _with_care(self, replica: Replica, whole: bytes) -> None:
@@ -362,7 +417,7 @@ class Exchange:
         self._delivered.done = done
         if good or done:
             out = b"".join(good) + (chunks.DONE if done else b"")
-            await self._reply.write(
+            await self._out.write(
                 chunks.hide_token_ids(out) if self._prepared.hide_token_ids else out
             )
             self.trace.token()
@@ -391,15 +446,15 @@ class Exchange:
                     continue
                 out = splice.feed(event.data)
                 if not out:  # a replay may take as long as the answer did so far
-                    if self._reply.begun and time.monotonic() >= beat_at:
+                    if self._out.begun and time.monotonic() >= beat_at:
                         beat_at = time.monotonic() + heartbeat_s
-                        await self._reply.write(KEEP_ALIVE)
+                        await self._out.write(KEEP_ALIVE)
                     continue
                 if first:
                     first = False
                     await self._began(replica)
                     self._count(request, "continued")
-                await self._reply.write(out)
+                await self._out.write(out)
                 self.trace.token()
                 if self._delivered.done:
                     await engines.to_the_end(response)
@@ -420,6 +475,7 @@ class Exchange:
         """The first new bytes of an attempt are about to go to the client."""
         self._search.found(replica)
         self.account.replica = replica.name
+        self._flows = (time.monotonic(), self._delivered.tokens // self._prepared.choices)
         self._waiting.since = None
         self._losses = 0
         self._first_byte()
@@ -434,8 +490,8 @@ class Exchange:
                 "answer.continued", tier=str(self._waiting.tier.ref), id=self._id, pod=replica.name,
                 stalled_s=round(stalled_s, 3),
             )  # fmt: skip
-        if not self._reply.begun:
-            await self._reply.begin()
+        if not self._out.begun:
+            await self._out.begin()
 
     def _first_byte(self) -> None:
         if self.account.first_token_at is None:
@@ -485,9 +541,16 @@ class Exchange:
         self._search.failed(replica, failure)
         if self._waiting.since is None:  # bytes had been delivered: a new wait begins
             self._waiting.since = self._lost_at = time.monotonic()
-            self._context.metrics.interruptions.labels(self._waiting.tier.ref.name).inc()
+            if not isinstance(failure, Moved):
+                self._context.metrics.interruptions.labels(self._waiting.tier.ref.name).inc()
         else:  # at work on the answer, not waiting: that time does not count against the cap
             self._waiting.since += time.monotonic() - self._search.found_at
+        if isinstance(failure, Moved):
+            self._losses -= 1  # by our own will: it says nothing about the request
+            log.info(
+                "answer.moves", tier=str(self._waiting.tier.ref), id=self._id, pod=replica.name
+            )
+            return
         log.warning(
             "replica.lost", tier=str(self._waiting.tier.ref), id=self._id, pod=replica.name,
             losses=self._losses, error=str(failure)[:300],
@@ -513,6 +576,33 @@ class Exchange:
         )
 
 
+class Silence:
+    """Takes the chunks of an answer that is sent when it is whole; `Delivered` keeps them."""
+
+    begun = False
+
+    def __init__(self, limit_bytes: int) -> None:
+        self._limit = limit_bytes
+        self._taken = 0
+
+    async def begin(self) -> None:
+        return
+
+    def push(self, data: bytes) -> bool:
+        self._taken += len(data)
+        if self._taken > self._limit:
+            raise GatewayError(Code.ENGINE_FAILED, f"An answer of more than {self._limit} bytes.")
+        return True
+
+    async def drain(self) -> None:
+        return
+
+    async def write(self, data: bytes) -> None:
+        self.push(data)
+
+
+GATHERED_RAW_BYTES = 16 * 1024
+"""Parsed bit by bit while it comes: at the end there is no pause for all of it."""
 SESSION_HEADER = "x-session-id"
 """A client's own name for what belongs together: goes to one replica while that has room."""
 KEEP_ALIVE = b": keep-alive\n\n"

@@ -74,6 +74,9 @@ class Metrics:
         self.continuations = counter(
             "continuations", "Continuations by class and outcome.", "kind", "outcome"
         )
+        self.evacuated = counter(
+            "evacuated", "Answers that left a replica before its notice expired.", "tier"
+        )
         self.stall_seconds = histogram(
             "stall_seconds", "Loss of a replica to the next byte of the answer.", "tier"
         )

@@ -8,18 +8,30 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Protocol
 
 import structlog
 
-from spotinference.api import names
+from spotinference.api import names, times
 from spotinference.api.kinds import Json
 from spotinference.core import pacing, routing
 from spotinference.core.ejection import STRIKES
+from spotinference.core.evacuation import Progress
 from spotinference.core.fingerprint import fingerprint
 from spotinference.core.observed import TierRef
 from spotinference.core.routing import Work
 
 log = structlog.get_logger(__name__)
+
+
+class Movable(Protocol):
+    """An answer that a replica is giving and that may leave it."""
+
+    def progress(self) -> Progress: ...
+
+    def move(self) -> None:
+        """Stops reading it here; it goes on elsewhere."""
 
 
 @dataclass(slots=True, eq=False)
@@ -51,6 +63,10 @@ class Replica:
     """of these, how many it seems to have for us: it said lately that its queue is full"""
     seed: int = field(init=False)
     """its place in the order of every affinity"""
+    doomed_until: datetime | None = None
+    """its notice: by then it will be gone"""
+    answers: set[Movable] = field(default_factory=set)
+    """streams that another replica could carry on"""
     on_gone: set[Callable[[], None]] = field(default_factory=set)
     """drops of the answers it is giving"""
 
@@ -73,6 +89,8 @@ class Replicas:
     def __init__(self) -> None:
         self._by_tier: dict[TierRef, dict[str, Replica]] = {}
         self.on_routable: Callable[[TierRef], None] | None = None
+        self.on_doomed: Callable[[Replica], None] | None = None
+        """called when a replica gets a notice, or another deadline"""
 
     def changed(self, before: Json | None, after: Json | None) -> None:
         if before is not None and (
@@ -111,8 +129,15 @@ class Replicas:
         if ready and not replica.ready:
             replica.ejected = False  # the kubelet's probe says more than an old failure
         replica.ready = ready
+        self._notice(replica, _doomed_until(after))
         if replica.routable and not was:
             self._routable(replica)
+
+    def _notice(self, replica: Replica, until: datetime | None) -> None:
+        changed = until is not None and until != replica.doomed_until
+        replica.doomed_until = until
+        if changed and self.on_doomed is not None:
+            self.on_doomed(replica)
 
     def _gone(self, ref: TierRef | None, uid: str) -> None:
         replica = self._by_tier.get(ref, {}).pop(uid, None) if ref is not None else None
@@ -202,6 +227,15 @@ def _ready(pod: Json) -> bool:
         condition.get("type") == "Ready" and condition.get("status") == "True"
         for condition in (pod.get("status") or {}).get("conditions") or ()
     )
+
+
+def _doomed_until(pod: Json) -> datetime | None:
+    """None also for what is no time: such a pod is only out of routing."""
+    text = (pod["metadata"].get("annotations") or {}).get(names.ANNOTATION_DOOMED_UNTIL)
+    try:
+        return None if text is None else times.parse(text)
+    except ValueError:
+        return None
 
 
 def _engine(pod: Json) -> Json:

@@ -239,7 +239,7 @@ class Server:
         """`size` of the body as it came, in bytes."""
         tier = self._tier(key, body["model"])
         http[TIER_NAME] = tier.ref.name
-        kind, prepared = _prepared(endpoint, body, tier)
+        kind, prepared = _prepared(endpoint, body, tier, self._context.settings.gather_tokens)
         grant = self._context.limits.admit(
             key, limits.estimate(body, size, completes=endpoint.completes)
         )
@@ -330,13 +330,20 @@ class Server:
         )
 
 
-def _prepared(endpoint: Endpoint, body: Json, tier: Tier) -> tuple[type[Exchange], Prepared]:
+def _prepared(
+    endpoint: Endpoint, body: Json, tier: Tier, gather_tokens: int
+) -> tuple[type[Exchange], Prepared]:
     """How the request is answered, and as what it goes to the engine."""
     seed = random.getrandbits(SEED_BITS)
     enabled = tier.spec.interruption.continuation == "auto"
     if endpoint.chunked:
         return Exchange, continuation.prepare(
-            endpoint, body, seed=seed, enabled=enabled, parsed=tier.reasoning
+            endpoint,
+            body,
+            seed=seed,
+            enabled=enabled,
+            parsed=tier.reasoning,
+            gather_tokens=gather_tokens,
         )
     if endpoint is Endpoint.RESPONSES:
         return ResponsesRelay, responses.prepare(body, seed=seed, enabled=enabled)

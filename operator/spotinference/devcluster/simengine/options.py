@@ -36,6 +36,7 @@ class SimOptions:
     shutdown_timeout_s: float = 0.0
     enforce_eager: bool = False
     tool_parser: bool = False
+    """tools may be called; vLLM wants both flags, also for calls that a request demands"""
     reasoning_parser: bool = False
     pooling: bool = False
     """Embeds, scores and ranks, and generates nothing."""

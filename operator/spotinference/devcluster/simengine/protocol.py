@@ -244,6 +244,9 @@ def _shape(body: Mapping[str, object], options: SimOptions) -> Shape:
             else '"auto" tool choice requires --enable-auto-tool-choice and --tool-call-parser '
             "to be set"
         )
+    if obliged and not options.tool_parser:
+        which = f'function "{names[0]}"' if named else '"required"'
+        raise bad_request(f"tool_choice={which} requires --tool-call-parser to be set")
     return Shape(
         reasoning=options.reasoning_parser,
         tools=tuple(names),
