@@ -237,16 +237,13 @@ def _shape(body: Mapping[str, object], options: SimOptions) -> Shape:
     parsing = options.reasoning_parser or options.tool_parser
     obliged = bool(names) and (named or choice == "required")
     if names and not options.tool_parser:
-        asked = f'tool_choice=function "{names[0]}"' if named else f"tool_choice={choice}"
+        asked = f'tool_choice=function "{names[0]}"' if named else f'tool_choice="{choice}"'
         raise bad_request(
             f"{asked} requires --tool-call-parser to be set"
             if obliged
             else '"auto" tool choice requires --enable-auto-tool-choice and --tool-call-parser '
             "to be set"
         )
-    if obliged and not options.tool_parser:
-        which = f'function "{names[0]}"' if named else '"required"'
-        raise bad_request(f"tool_choice={which} requires --tool-call-parser to be set")
     return Shape(
         reasoning=options.reasoning_parser,
         tools=tuple(names),
