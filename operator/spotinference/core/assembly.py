@@ -45,6 +45,7 @@ def whole(endpoint: Endpoint, delivered: Delivered) -> bytes:
     if chat:
         answer |= dict.fromkeys(("prompt_logprobs", "prompt_token_ids", "prompt_text"))
     answer |= dict.fromkeys(("kv_transfer_params", "ec_transfer_params"))
+    answer["metrics"] = delivered.metrics
     return orjson.dumps(answer)
 
 

@@ -120,6 +120,8 @@ class Delivered:
     """the engine's count of the whole answer: its last chunk but for [DONE]"""
     system_fingerprint: str | None = None
     """comes with the usage"""
+    metrics: Json | None = None
+    """likewise, of engines that measure each request"""
     raw_limit: int = MAX_RAW_BYTES
     """bytes kept unparsed"""
     done: bool = False
@@ -160,6 +162,7 @@ class Delivered:
         if not found and chunk.get("usage") is not None:
             self.usage = chunk["usage"]
             self.system_fingerprint = chunk.get("system_fingerprint")
+            self.metrics = chunk.get("metrics")
         for choice in found:
             self._absorb_choice(choice)
 

@@ -267,4 +267,5 @@ def whole_answer(want: Generation, outputs: Sequence[Output]) -> bytes:
         body["prompt_logprobs"] = None
         body["prompt_token_ids"] = want.prompts[0] if want.return_token_ids else None
         body["prompt_text"] = None
-    return orjson.dumps({**body, "kv_transfer_params": None, "ec_transfer_params": None})
+    last = dict.fromkeys(("kv_transfer_params", "ec_transfer_params", "metrics"))
+    return orjson.dumps(body | last)
