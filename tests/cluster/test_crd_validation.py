@@ -142,7 +142,15 @@ async def test_kubectl_get_shows_phase_readiness_eta_and_model(cluster: LiveClus
     assert "hf://spotinference/demo" in out
     assert "seen" in await cluster.kubectl("get", "itier", "-A")
     out = await cluster.kubectl("get", "gpool")
-    assert out.split("\n")[0].split() == ["NAME", "CAPACITY", "PROVIDER", "NODES", "TIERS", "AGE"]
+    assert out.split("\n")[0].split() == [
+        "NAME",
+        "CAPACITY",
+        "PROVIDER",
+        "CORDONED",
+        "NODES",
+        "TIERS",
+        "AGE",
+    ]
 
 
 async def test_every_field_is_explained(cluster: LiveCluster) -> None:
