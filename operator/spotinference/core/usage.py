@@ -5,9 +5,10 @@ from __future__ import annotations
 from array import array
 
 
-def percentile(values: array[float], percent: float) -> float | None:
-    """The value that `percent` % of them do not exceed; None of none."""
+def percentiles(values: array[float], *percents: float) -> tuple[float | None, ...]:
+    """For each, the value that so many % of them do not exceed; None of none."""
     if not values:
-        return None
+        return (None,) * len(percents)
     ordered = sorted(values)
-    return ordered[min(len(ordered) - 1, int(len(ordered) * percent / 100))]
+    last = len(ordered) - 1
+    return tuple(ordered[min(last, int(len(ordered) * percent / 100))] for percent in percents)

@@ -32,7 +32,7 @@ from spotinference.api import times
 from spotinference.api.keys import ApiKey
 from spotinference.clients.clock import Clock
 from spotinference.core.account import Account
-from spotinference.core.usage import percentile
+from spotinference.core.usage import percentiles
 from spotinference.gateway.catalogue import Tier
 from spotinference.gateway.config import GatewaySettings
 from spotinference.gateway.metrics import Metrics
@@ -75,6 +75,7 @@ def _record(request: Request, attempt: Attempt) -> dict[str, object]:
     account, replica = request.account, attempt.replica
     ended = attempt.ended if attempt.ended is not None else request.ended
     first = attempt.number == 1
+    itl_p50_s, itl_p95_s = percentiles(attempt.gaps, 50, 95)
     began = request.at - timedelta(seconds=request.ended - attempt.started)
     return {
         "version": VERSION,
@@ -98,8 +99,8 @@ def _record(request: Request, attempt: Attempt) -> dict[str, object]:
         "completion_tokens": attempt.completion,
         "replayed_tokens": attempt.replayed,
         "ttft_s": _ms(attempt.first_at - attempt.started if attempt.first_at else None),
-        "itl_p50_s": _ms(percentile(attempt.gaps, 50)),
-        "itl_p95_s": _ms(percentile(attempt.gaps, 95)),
+        "itl_p50_s": _ms(itl_p50_s),
+        "itl_p95_s": _ms(itl_p95_s),
         "total_s": _ms(ended - attempt.started),
         "parked_s": _ms(attempt.parked_s),
         "batch": attempt.batch,
