@@ -7,6 +7,7 @@ import socket
 import struct
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager, suppress
+from http import HTTPStatus
 
 import aiohttp
 from aiohttp import HttpVersion11, web
@@ -167,17 +168,9 @@ class Reply:
             "x-request-id": self.request_id,
             **self.headers,
         }
-        http, transport = self._http, self._http.transport
-        if (
-            len(body) <= LOW_WATER_BYTES
-            and transport is not None
-            and not transport.is_closing()
-            and not transport.get_write_buffer_size()
-            and http.keep_alive
-            and http.version == HttpVersion11
-        ):
-            transport.write(_message(headers, body))  # taken without a pause: no deadline is needed
-            return Sent()
+        http = self._http
+        if (sent := at_once(http, 200, headers, body)) is not None:
+            return sent
         response = web.Response(body=body, headers=headers)
 
         async def writing() -> None:
@@ -248,14 +241,36 @@ def _client_gone() -> Iterator[None]:
         raise ConnectionResetError("the client is gone") from error
 
 
-def _message(headers: dict[str, str], body: bytes) -> bytes:
-    """A 200 in one piece. A line break in a value would be a second answer: refused."""
+def at_once(
+    http: web.BaseRequest, status: int, headers: dict[str, str], body: bytes
+) -> Sent | None:
+    """Writes a small whole answer without waiting; None where aiohttp has to do it.
+
+    What the socket takes without a pause needs no deadline.
+    """
+    transport = http.transport
+    if (
+        len(body) > LOW_WATER_BYTES
+        or transport is None
+        or transport.is_closing()
+        or transport.get_write_buffer_size()
+        or not http.keep_alive
+        or http.version != HttpVersion11
+        or http.method == "HEAD"
+    ):
+        return None
+    transport.write(_message(status, headers, body))
+    return Sent()
+
+
+def _message(status: int, headers: dict[str, str], body: bytes) -> bytes:
+    """An answer in one piece. A line break in a value would be a second answer: refused."""
     lines = [f"{name}: {value}" for name, value in headers.items()]
     if any("\r" in line or "\n" in line for line in lines):
         raise ValueError("a line break in a header")
     head = "\r\n".join(
         (
-            "HTTP/1.1 200 OK",
+            f"HTTP/1.1 {status} {HTTPStatus(status).phrase}",
             *lines,
             f"Date: {rfc822_formatted_time()}",
             f"Content-Length: {len(body)}",

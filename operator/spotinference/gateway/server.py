@@ -36,7 +36,7 @@ from spotinference.gateway.ids import Ids
 from spotinference.gateway.keys import KeyRing
 from spotinference.gateway.relay import Relay, ResponsesRelay
 from spotinference.gateway.replay import Asked, RecordedReply, Recording
-from spotinference.gateway.reply import ANSWER_HEADERS, Reply
+from spotinference.gateway.reply import ANSWER_HEADERS, Reply, at_once
 
 log = structlog.get_logger(__name__)
 
@@ -134,19 +134,20 @@ class Server:
         """Counts what never became a request."""
         self._context.metrics.requests.labels(metrics.OTHER, error.code.wire).inc()
 
-    def _refused(self, http: web.BaseRequest, error: GatewayError) -> web.Response:
+    def _refused(self, http: web.BaseRequest, error: GatewayError) -> web.StreamResponse:
         self._context.metrics.requests.labels(
             http.get(TIER_NAME, metrics.OTHER), error.code.wire
         ).inc()
-        response = web.Response(
-            body=error.body(),
-            status=error.status,
-            headers={
-                **error.headers(),
-                "x-request-id": http[REQUEST_ID],
-                **self._limit_headers(http),
-            },
-        )
+        headers = {
+            **error.headers(),
+            "x-request-id": http[REQUEST_ID],
+            **self._limit_headers(http),
+        }
+        if error.status in {429, 503} and not self.stopping:  # refusals come in crowds: cheaply
+            sent = at_once(http, error.status, headers, error.body())
+            if sent is not None:
+                return sent
+        response = web.Response(body=error.body(), status=error.status, headers=headers)
         if error.status in {408, 413} or error.code is Code.MALFORMED_HTTP or self.stopping:
             response.force_close()
         return response
