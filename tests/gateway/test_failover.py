@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import signal
 from pathlib import Path
 from typing import Any
@@ -418,3 +419,31 @@ async def test_a_long_answer_is_kept_within_the_bound_and_continues() -> None:
         whole = await undisturbed(b, CHAT, body)
         assert len(whole.raw) > MAX_RAW_BYTES
         same(await cut(b, CHAT, body, 1800), whole)
+
+
+@pytest.mark.parametrize("name", ["kv_transfer_params", "ec_transfer_params"])
+async def test_a_client_may_not_name_hosts_that_an_engine_should_read_from(name: str) -> None:
+    async with bench() as b:
+        await b.tier("demo")
+        engine = await b.replica()
+        seen = await undisturbed(b, CHAT, chat(**{name: {"remote_host": "10.0.0.1"}}))
+        assert (seen.status, json.loads(seen.raw)["error"]["param"]) == (400, name)
+        assert not engine.sim.requests
+
+
+@pytest.mark.parametrize("params", [GREEDY, SEEDED], ids=["token", "replay"])
+async def test_a_client_that_leaves_during_the_continuation_frees_the_new_replica(
+    params: Json,
+) -> None:
+    async with bench() as b:
+        await b.tier("demo")
+        first = await b.replica()
+        second = await b.replica(tokens_per_s=40)
+        first.sim.faults.plan = Fault(mode="rst", after_chunks=30, times=1)
+        async with b.http() as http:
+            with b.preferring(first):
+                running = asyncio.create_task(stream(http, CHAT, chat(**params)))
+                await eventually(lambda: second.sim.engine.unfinished == 1, 5)
+            running.cancel()
+            await eventually(lambda: second.sim.engine.unfinished == 0, 5)
+        assert b.parked() == 0

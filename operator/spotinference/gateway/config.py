@@ -89,7 +89,7 @@ class GatewaySettings(BaseSettings):
     """However short the answer: the OpenAI SDK gives up after as long."""
     gather_tokens: int = Field(default=256, ge=1)
     """An answer that is not streamed and may be this long is gathered from a stream, so that a lost
-    replica does not cost all of it (docs/decisions/0019): shorter ones are sooner asked for again."""
+    replica does not cost all of it (docs/decisions/0017): shorter ones are sooner asked for again."""
     max_answer_bytes: int = 64 * 1024 * 1024
     """A non-streamed answer is held until it is whole."""
     max_losses: int = 5

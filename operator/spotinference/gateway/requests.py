@@ -202,6 +202,8 @@ _FIELDS: dict[str, tuple[Callable[[object], bool], str]] = {
     "seed": (_whole(-(2**63)), "must be a whole number of 64 bits"),
     "temperature": (_number, "must be a number"),
     "top_p": (_number, "must be a number"),
+    "kv_transfer_params": (lambda _: False, "is for engines among themselves; leave it out"),
+    "ec_transfer_params": (lambda _: False, "is for engines among themselves; leave it out"),
     "stop": (_stop, f"must be a string or a list of at most {MAX_STOPS} strings"),
 }
 """What the gateway itself relies on; the engine checks the rest."""
