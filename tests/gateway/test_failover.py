@@ -426,7 +426,7 @@ async def test_a_client_may_not_name_hosts_that_an_engine_should_read_from(name:
     async with bench() as b:
         await b.tier("demo")
         engine = await b.replica()
-        seen = await undisturbed(b, CHAT, chat(**{name: {"remote_host": "10.0.0.1"}}))
+        seen = await undisturbed(b, CHAT, chat() | {name: {"remote_host": "10.0.0.1"}})
         assert (seen.status, json.loads(seen.raw)["error"]["param"]) == (400, name)
         assert not engine.sim.requests
 
