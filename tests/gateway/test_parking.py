@@ -212,6 +212,27 @@ async def test_a_full_queue_is_a_503_when_no_slot_came_in_time() -> None:
         assert len(engine.sim.requests) < 30, "a full engine is not hammered"
 
 
+async def test_room_on_replicas_of_another_revision_does_not_make_a_cut_answer_spin() -> None:
+    async with bench(heartbeat_s=0.05, busy_retry_s=0.2) as b:
+        await b.tier("demo")
+        lost = await b.replica(tokens_per_s=100)
+        async with b.http() as http:
+            undisturbed = await stream(http, CHAT, chat())
+            arrived: list[bytes] = []
+            cut = asyncio.create_task(stream(http, CHAT, chat(), arrived=arrived))
+            await eventually(lambda: len(arrived) > 4, 5)
+            full = await b.replica()
+            full.sim.faults.plan = Fault(mode="status", status=503)
+            await b.replica(model="/cache/weights/another")
+            await b.lose_node(lost)
+            await eventually(lambda: len(full.sim.requests) >= 4, 5)
+            started, asked = time.monotonic(), len(full.sim.requests)
+            await eventually(lambda: len(full.sim.requests) >= asked + 4, 10)
+            assert time.monotonic() - started >= 0.3
+            full.sim.faults.plan = Fault()
+            assert (await cut).text == undisturbed.text
+
+
 # --- how a key waits -----------------------------------------------------------------------------
 
 

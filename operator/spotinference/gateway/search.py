@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import random
 import time
 
 from spotinference.core.observed import TierRef
@@ -127,6 +129,9 @@ class Search:
         if now >= until:
             raise waiting.timeout() if waiting.begun else _engine_busy()
         self._admitted = await waiting.park(until=until)
+        if self._fingerprint is not None:
+            # There may be room, but on replicas of another revision: do not spin on those that fit.
+            await asyncio.sleep(self._context.settings.busy_retry_s * random.uniform(0.5, 1.5))
         self._busy = ()
 
 
