@@ -82,7 +82,8 @@ def complaint(ours: Verdict, theirs: Verdict) -> str | None:
     count = len(ours.seen)
     if ours.seen != theirs.seen[:count]:
         return "another reading of what was asked"
-    refused = ours.end == "closed" and ours.statuses[count : count + 1] in {(400,), (417,)}
+    # "waiting": it lingers for a second after its refusal, but takes nothing any more.
+    refused = ours.end != "open" and ours.statuses[count:] in {(400,), (417,)}
     return None if refused else "neither the same verdict nor a refusal"
 
 

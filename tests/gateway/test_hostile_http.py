@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import pytest
 
+from spotinference.gateway.config import GatewaySettings
 from tests.gateway.raw_table import CASES, LENGTH, body, head, post
 from tests.support import raw_http
 from tests.support.eventually import eventually
@@ -15,6 +18,7 @@ from tests.support.gateway import CHAT, Bench, Engine, bench, chat, stream
 
 DEADLINES = {"head_timeout_s": 8.0, "body_timeout_s": 8.0, "idle_timeout_s": 8.0}
 """Beyond what a test takes: whoever waits for one of them is found out."""
+DOCS = Path(__file__).parents[2] / "docs" / "gateway.md"
 MAX_BYTEWISE = 500
 """Longer payloads go in two pieces only."""
 
@@ -275,3 +279,12 @@ async def test_a_flood_of_connections_is_turned_away_while_a_stream_goes_on() ->
 
 def _open_connections(b: Bench) -> int:
     return len(b.gateway.front.connections)
+
+
+@pytest.mark.fault(59)
+def test_the_docs_name_the_limits_with_their_defaults() -> None:
+    settings = GatewaySettings()
+    shown = re.findall(r"^\| `(\w+)` \| (\d+) \|", DOCS.read_text(), re.MULTILINE)
+    assert {"head_timeout_s", "max_body_bytes", "idle_timeout_s"} <= {name for name, _ in shown}
+    for name, value in shown:
+        assert getattr(settings, name) == float(value), name

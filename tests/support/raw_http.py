@@ -91,6 +91,7 @@ async def _send(writer: asyncio.StreamWriter, data: bytes, pieces: Sequence[int]
 
 
 _STATUS = re.compile(rb"HTTP/1\.[01] ([1-5][0-9][0-9])(?: [^\r\n]*)?\r\n")
+_ANY_STATUS = re.compile(rb"HTTP/[0-9]\.[0-9] ([1-5][0-9][0-9])(?: [^\r\n]*)?\r\n")
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,7 +103,7 @@ class Answer:
     """its end came as its head had said"""
 
 
-def parse(raw: bytes) -> list[Answer]:
+def parse(raw: bytes, *, any_version: bool = False) -> list[Answer]:
     """The answers in order, interim ones included.
 
     Strict, as a client must be: one message after the other, with nothing in between. An answer
@@ -111,7 +112,7 @@ def parse(raw: bytes) -> list[Answer]:
     answers: list[Answer] = []
     rest = raw
     while rest:
-        match = _STATUS.match(rest)
+        match = (_ANY_STATUS if any_version else _STATUS).match(rest)
         end = rest.find(b"\r\n\r\n")
         if match is None or end < 0:
             raise NotHttp(f"no HTTP answer: {rest[:200]!r}")

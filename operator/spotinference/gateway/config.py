@@ -35,9 +35,13 @@ class GatewaySettings(BaseSettings):
     idle_timeout_s: float = 75.0
     """Keep-alive between requests: longer than a load balancer's 60 s."""
     max_line_bytes: int = 8190
+    """The request line; what aiohttp, nginx and Apache allow."""
     max_header_bytes: int = 8190
+    """One header: a long token of a single sign-on fits."""
     max_headers: int = 100
+    """Of a request, its trailers included; a browser behind two proxies sends 30."""
     max_connections: int = 10_000
+    """14 KiB each while idle; those beyond it are closed at once and cost an accept each."""
     max_answers: int = Field(default=1000, ge=1)
     """Running at a time in one process, parked ones not counted; beyond it 503 at once. A core
     relays about 40,000 tokens a second: this is 40 for each, and whoever runs keeps his pace."""
