@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from contextlib import AsyncExitStack
 
 import pytest
@@ -13,6 +14,7 @@ from tests.gateway.raw_table import CASES, chunks, head
 from tests.support.fronts import UNDER_TEST, Front, Verdict, listener, reference
 
 EXAMPLES = 250
+"""The same ones on every run; `FUZZ_EXAMPLES=5000 make gateway` tries as many new ones."""
 SHORT = [case.payload for case in CASES if len(case.payload) < 1000]
 BYTES = [
     b"\r\n", b"\n", b"\r", b"\0", b" ", b"\t", b":", b",", b";", b"_", b"-", b"+", b"0", b"1", b"f",
@@ -90,6 +92,7 @@ def complaint(ours: Verdict, theirs: Verdict) -> str | None:
 @pytest.mark.fault(57)
 @pytest.mark.parametrize("name", UNDER_TEST)
 def test_a_front_reads_a_message_as_aiohttp_does_or_refuses_it(name: str) -> None:
+    more = int(os.environ.get("FUZZ_EXAMPLES", "0"))
     with asyncio.Runner() as runner:
 
         async def start() -> tuple[Front, Front, AsyncExitStack]:
@@ -100,7 +103,10 @@ def test_a_front_reads_a_message_as_aiohttp_does_or_refuses_it(name: str) -> Non
         ours, theirs, stack = runner.run(start())
 
         @settings(
-            max_examples=EXAMPLES, deadline=None, suppress_health_check=[HealthCheck.too_slow]
+            max_examples=more or EXAMPLES,
+            derandomize=not more,
+            deadline=None,
+            suppress_health_check=[HealthCheck.too_slow],
         )
         @given(data=st.one_of(mutated(), built()), cut=st.integers(0, 400))
         def check(data: bytes, cut: int) -> None:

@@ -30,6 +30,7 @@ from tests.support.raw_http import Address
 SETTLED_TURNS = 40
 """Of the loop without a byte: the front and its handler live on it, so nothing is under way."""
 READ_BYTES = 65536
+SENTINEL_HOST = "sentinel"
 
 Handler = Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]
 Seen = tuple[str, str, bytes]
@@ -105,7 +106,7 @@ async def _serving(
     seen: list[Seen] = []
 
     async def handle(http: web.BaseRequest) -> web.StreamResponse:
-        """The backend: the sentinel is told by its absent key."""
+        """The backend."""
         try:
             check(http)
             body = await http.read()
@@ -117,7 +118,7 @@ async def _serving(
             response = web.Response(status=400)
             response.force_close()
             return response
-        if "Authorization" not in http.headers:
+        if http.headers.get("Host") == SENTINEL_HOST:
             return web.Response(status=raw_http.SENTINEL_STATUS)
         seen.append((http.method, http.raw_path, body))
         # The bytes alone do not say which answer is one to HEAD or CONNECT, whose ends are their own.
