@@ -57,6 +57,7 @@ async def use_key(b: Bench, **fields: Any) -> None:
 # --- bounds --------------------------------------------------------------------------------------
 
 
+@pytest.mark.fault(31)
 @pytest.mark.parametrize(
     ("bound", "settings"),
     [
@@ -354,6 +355,7 @@ def test_the_intervals_are_those_that_proxies_and_clients_need() -> None:
     assert settings.busy_wait_s < settings.fail_fast_s
 
 
+@pytest.mark.fault(49)
 @pytest.mark.parametrize("path", [CHAT, COMPLETION], ids=["chat", "completion"])
 async def test_a_long_prefill_is_no_silence_either(path: str) -> None:
     body = chat() if path == CHAT else completion()
@@ -444,6 +446,7 @@ NOBODYS: list[tuple[str, str, str | None, bytes | None, int]] = [
 ]
 
 
+@pytest.mark.fault(68)
 @pytest.mark.parametrize(
     ("method", "key", "body", "status"), [row[1:] for row in NOBODYS], ids=[r[0] for r in NOBODYS]
 )
@@ -462,6 +465,7 @@ async def test_nobody_wakes_a_gpu_who_may_not(
         assert b.kube.writes == []
 
 
+@pytest.mark.fault(60)
 async def test_two_gateways_ask_and_withdraw_each_for_themselves() -> None:
     async with bench() as b:
         await b.tier("demo")

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
+import pytest
+
 from spotinference.core.observed import TierRef
 from spotinference.devcluster.simengine.faults import Fault
 from spotinference.gateway.replicas import Replica
@@ -155,6 +157,7 @@ async def test_the_retry_budget_never_ends_an_answer_that_has_begun() -> None:
         assert seen.text == undisturbed.text
 
 
+@pytest.mark.fault(61)
 async def test_an_engine_that_never_answers_is_left_at_the_deadline_of_the_first_byte() -> None:
     async with bench(first_byte_timeout_s=0.2, deadline_check_s=0.05) as b:
         await b.tier("demo")
