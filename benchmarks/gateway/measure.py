@@ -53,7 +53,7 @@ def run(
             str(load.concurrency), str(load.seconds), load.kind, KEY, target.model,
             str(prompt_bytes),
         ],
-        capture_output=True, text=True, timeout=WARMUP_S + load.seconds + 30, check=True,
+        capture_output=True, text=True, timeout=WARMUP_S + load.seconds + 60, check=True,
     )  # fmt: skip
     sampler.join()
     figures: dict[str, float] = json.loads(done.stdout)

@@ -81,6 +81,8 @@ class Results:
         here, direct = self.value(system, load, name), self.value(DIRECT, load, name)
         if here is None or direct is None:
             return ""
+        if here < 0:
+            return "none came"
         return f"({direct:.2f})" if system == DIRECT else f"{max(0.0, here - direct):.2f}"
 
     def own_rows(self) -> list[Row]:

@@ -21,7 +21,8 @@
 
 struct call {
     int fd;
-    int status;    /* 0 while the head is not whole */
+    int status;     /* 0 while the head is not whole */
+    int connecting; /* the request goes out when the connection stands */
     long body_left; /* of a plain answer with a length; -1: chunked */
     uint64_t sent, first, again_at;
     struct buffer in;
@@ -70,22 +71,39 @@ static void send_request(struct call *c) {
     if (write(c->fd, request, request_length) != (ssize_t)request_length) errors++;
 }
 
+/* Never waits: a proxy that accepts late must not stop the clock of all other calls. */
 static void connect_again(struct call *c) {
     if (c->fd > 0) close(c->fd);
-    c->fd = socket(AF_INET, SOCK_STREAM, 0);
+    c->fd = socket(AF_INET, SOCK_STREAM | SOCK_NONBLOCK, 0);
+    c->connecting = 1;
     no_delay(c->fd);
-    if (connect(c->fd, (struct sockaddr *)&peer, sizeof peer)) {
+    if (connect(c->fd, (struct sockaddr *)&peer, sizeof peer) && errno != EINPROGRESS) {
         errors++;
+        close(c->fd);
+        c->fd = 0;
         c->again_at = now_ns() + NS_PER_S;
         return;
     }
-    fcntl(c->fd, F_SETFL, O_NONBLOCK);
-    watch(ep, c->fd, c);
+    struct epoll_event e;
+    e.events = EPOLLIN | EPOLLOUT;
+    e.data.ptr = c;
+    if (epoll_ctl(ep, EPOLL_CTL_ADD, c->fd, &e)) die("epoll_ctl");
 }
 
 static void begin(struct call *c) {
-    if (c->fd <= 0) connect_again(c);
-    if (!c->again_at) send_request(c);
+    if (c->fd <= 0)
+        connect_again(c);
+    else if (!c->connecting)
+        send_request(c);
+}
+
+static void connected(struct call *c) {
+    struct epoll_event e;
+    e.events = EPOLLIN;
+    e.data.ptr = c;
+    epoll_ctl(ep, EPOLL_CTL_MOD, c->fd, &e);
+    c->connecting = 0;
+    if (!c->again_at) send_request(c); /* else it waits out its Retry-After */
 }
 
 static const char *header(const char *head, const char *name) {
@@ -155,7 +173,6 @@ static void readable(struct call *c) {
         int waiting = c->again_at != 0; /* a refusal that closed its connection */
         if (!waiting && now >= counts_from) errors++;
         connect_again(c);
-        if (!waiting) begin(c);
         return;
     }
     if (c->again_at) return;
@@ -235,7 +252,13 @@ int main(int count, char **given) {
                 }
         }
         int ready = epoll_wait(ep, events, 512, 2);
-        for (int i = 0; i < ready; i++) readable(events[i].data.ptr);
+        for (int i = 0; i < ready; i++) {
+            struct call *c = events[i].data.ptr;
+            if (c->connecting && !(events[i].events & (EPOLLERR | EPOLLHUP)))
+                connected(c);
+            else
+                readable(c);
+        }
     }
     report(concurrency, seconds);
     return 0;
