@@ -10,6 +10,9 @@ PYTEST := $(PY) -m pytest
 PEERS := benchmarks/gateway/requirements
 BENCHMARKS := wake crowd steady reclaims ramp no_capacity second_wake
 
+# Where byte code is forbidden every process that a test starts would compile its imports anew.
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: help
 help: ## list the targets
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)

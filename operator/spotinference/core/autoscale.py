@@ -144,7 +144,9 @@ def _with_idle(scaling: ScalingStatus, fleet: Fleet, load: Load, now: datetime) 
     ready = [r.view.ready_at for r in fleet.ready if r.view.ready_at is not None]
     if ready and max(ready) > since:
         since = min(max(ready), now)
-    return scaling.model_copy(update={"idle_since": times.to_text(since)})
+    # Whole seconds are written: rounded down, a tier would sleep before its idle time is over.
+    up = timedelta(microseconds=999_999)
+    return scaling.model_copy(update={"idle_since": times.to_text(since + up)})
 
 
 def _sleep(

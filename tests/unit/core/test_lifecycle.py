@@ -84,6 +84,18 @@ def test_the_next_wake_expects_to_take_as_long_as_the_last_one() -> None:
     assert w.status.wake.eta == times.to_text(w.now + timedelta(seconds=54))
 
 
+def test_a_fraction_of_a_second_does_not_shorten_the_idle_time() -> None:
+    w = world(scaling={"maxReplicas": 1, "idleTimeout": "2s"})
+    w.streams = 2
+    w.run(60)
+    w.step(0.5)
+    w.streams = 0
+    idle_from = w.now
+    while w.total:
+        w.step(0.25)
+    assert w.now - idle_from >= timedelta(seconds=2)
+
+
 def test_an_idle_tier_falls_asleep_after_its_idle_timeout_and_not_before() -> None:
     w = world(scaling={"maxReplicas": 1, "idleTimeout": "2m"})
     w.streams = 1
