@@ -43,8 +43,9 @@ class GatewaySettings(BaseSettings):
     max_connections: int = 10_000
     """14 KiB each while idle; those beyond it are closed at once and cost an accept each."""
     max_answers: int = Field(default=1000, ge=1)
-    """Running at a time in one process, parked ones not counted; beyond it 503 at once. A core
-    relays about 40,000 tokens a second: this is 40 for each, and whoever runs keeps his pace."""
+    """Running at a time in one process, parked ones not counted; beyond it 503 at once. A
+    chunk takes about 20 µs of a core (docs/gateway.md): a thousand streams of 40 tokens a second
+    keep their pace, more would slow down all."""
     client_write_timeout_s: float = 60.0
     """A client that takes nothing this long while bytes wait for it is gone."""
 
