@@ -16,6 +16,7 @@ import pytest
 from spotinference import errors
 from spotinference.api.kinds import NAMESPACE, POD, Json
 from spotinference.devcluster import assets, launch, paths, processes, state, supervisor
+from spotinference.devcluster.progress import Progress
 from tests.support.cluster import LiveCluster, MakeCluster, connect, spotinference, start
 from tests.support.eventually import eventually
 
@@ -191,6 +192,25 @@ def test_a_start_that_fails_names_the_process_its_log_and_its_last_words(
     assert str(paths.cluster(name).logs) in up.stderr
     assert "out of paper" in up.stderr
     assert processes.marked(paths.cluster(name)) == []
+
+
+def test_a_component_that_gives_up_on_a_slow_api_server_is_started_again(
+    name: str, tmp_path: Path
+) -> None:
+    real = assets.control_plane(None, Progress())
+    gave_up = tmp_path / "gave-up"
+    for binary, path in real.items():
+        (tmp_path / binary).symlink_to(path)
+    impatient = tmp_path / "kube-controller-manager"
+    impatient.unlink()
+    impatient.write_text(
+        f"#!/bin/sh\n[ -e {gave_up} ] || {{ touch {gave_up}; exit 1; }}\n"
+        f'exec {real[impatient.name]} "$@"\n'
+    )
+    impatient.chmod(0o755)
+    up = spotinference("dev", "up", "--name", name, *BARE, "--detach", "--assets", str(tmp_path))
+    assert up.returncode == 0, up.stderr
+    assert gave_up.exists()
 
 
 @pytest.mark.parametrize(

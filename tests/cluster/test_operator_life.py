@@ -51,12 +51,12 @@ async def test_a_tier_wakes_on_demand_serves_and_falls_asleep_again(cluster: Liv
     async with asking(cluster, "nap", ns):
         ready = await phase(cluster, "nap", ns, "Ready")
     assert ready["readySummary"] == "1/1"
-    assert [stage["name"] for stage in ready["wake"]["stages"]] == [
-        "scheduling",
-        "starting",
-        "loading",
-        "ready",
-    ]
+    stages = [stage["name"] for stage in ready["wake"]["stages"]]
+    # A stage that was over before anybody looked is not listed.
+    assert stages in (
+        ["scheduling", "starting", "loading", "ready"],
+        ["scheduling", "loading", "ready"],
+    )
     await phase(cluster, "nap", ns, "Asleep", 30)
     assert await replicas(cluster, "nap", ns) == {}
     scales = scale_writes(cluster.audit(mark), "nap")

@@ -25,6 +25,9 @@ from spotinference.devcluster.state import write_private
 READY_DEADLINE_S = 120.0
 """Three seconds on an idle machine; a machine that compiles meanwhile is ten times slower."""
 READY_POLL_S = 0.1
+PATIENT = frozenset({"controller-manager", "scheduler"})
+"""Give up on an API server that is not healthy after 10 s, which on a busy machine it is not."""
+START_TRIES = 5
 SERVICE_CIDR = "10.96.0.0/16"
 CLIENT_QPS, CLIENT_BURST = "200", "400"
 """The controllers' own throttle (20/s) would dominate every wake of many tiers at once."""
@@ -83,6 +86,7 @@ class ControlPlane:
         self.agent_kubeconfig = self._component_config("agent")
         self.processes: list[ManagedProcess] = []
         self._admin: Pair | None = None
+        self._tries: dict[str, int] = {}
 
     def prepare(self) -> None:
         """Writes certificates, kubeconfigs and the audit policy, and plans the processes."""
@@ -118,7 +122,7 @@ class ControlPlane:
         ]
 
     async def start(self) -> None:
-        """All four at once: each retries until the one below it answers. Returns when ready."""
+        """All four at once: each waits for the one below it. Returns when ready."""
         for process in self.processes:
             await process.start()
         await self.wait_ready(READY_DEADLINE_S)
@@ -132,7 +136,7 @@ class ControlPlane:
         last = "no answer"
         async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=5)) as session:
             while time.monotonic() < until:
-                self._raise_if_dead()
+                await self._keep_alive()
                 try:
                     async with session.get(f"{self.url}/readyz", ssl=context) as response:
                         if response.status == 200:
@@ -148,10 +152,15 @@ class ControlPlane:
         """At once: the data dies with the cluster, so a graceful end would be wasted time."""
         await asyncio.gather(*(process.kill() for process in self.processes))
 
-    def _raise_if_dead(self) -> None:
+    async def _keep_alive(self) -> None:
+        """`ApiUnavailable` when a process ended; the upper two wait 10 s only, and get more tries."""
         for process in self.processes:
-            if process.pid and not process.alive:
+            if not process.pid or process.alive:
+                continue
+            self._tries[process.name] = tries = self._tries.get(process.name, 0) + 1
+            if process.name not in PATIENT or tries > START_TRIES:
                 raise errors.ApiUnavailable(process.failure("ended while starting"))
+            await process.start()
 
     def _component_config(self, name: str) -> Path:
         return self._paths.pki / f"{name}.kubeconfig"
