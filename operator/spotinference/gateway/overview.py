@@ -8,7 +8,7 @@ from collections.abc import Callable
 from aiohttp import web
 from prometheus_client import generate_latest
 
-from spotinference.clients.engine_http import Broken, NoConnection, Pool
+from spotinference.clients.engine_http import Broken, NoConnection, Pool, Silent
 from spotinference.core.exposition import merged
 from spotinference.gateway import metrics
 from spotinference.gateway.metrics import Metrics
@@ -88,7 +88,7 @@ class Operational:
                     return answer.status, body.decode(errors="replace")
                 finally:
                     answer.close()
-        except NoConnection:
-            return 0, "starting"
-        except (Broken, TimeoutError) as error:
+        except (Silent, TimeoutError) as error:
             return 504, f"no answer: {type(error).__name__}"
+        except (NoConnection, Broken):  # it has just died: its address is not forgotten yet
+            return 0, "starting"
