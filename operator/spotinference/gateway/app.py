@@ -8,7 +8,7 @@ import gc
 import signal
 import socket
 import sys
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
@@ -84,8 +84,6 @@ async def running(
     catalogue = Catalogue()
     vitals = Vitals(settings)
     replicas = Replicas()
-    tiers = Reflector(kube, TIER, on_change=catalogue.changed)
-    pods = Reflector(kube, POD, label_selector=ENGINE_SELECTOR, on_change=replicas.changed)
     pod = settings.id or socket.gethostname()
     gateway_id = pod if settings.worker is None else f"{pod}-{settings.worker}"
     demand = DemandWriter(
@@ -104,14 +102,7 @@ async def running(
     peers = Peers(clock, processes, own_pod=pod, processes_per_pod=settings.workers)
     if settings.restarted:
         peers.after_a_crash()
-    gateways = (
-        Reflector(
-            kube, POD, namespace=settings.namespace, label_selector=settings.peers_selector,
-            on_change=peers.changed,
-        )
-        if settings.peers_selector
-        else None
-    )  # fmt: skip
+    watches = _Watches(kube, settings, catalogue, replicas, peers)
     parking = Parking(settings, metrics, on_wanted=demand.wanted_changed, room=replicas.room)
     demand.bind(parking)
     replicas.on_routable = parking.replica_came
@@ -143,55 +134,26 @@ async def running(
             forward,
         )
 
-        def why_not_ready() -> str | None:
-            if not tiers.synced:
-                return "tiers are not listed yet"
-            if gateways is not None:
-                if not gateways.synced:
-                    return "the other gateways are not listed yet"
-                peers.synced()
-            return None if pods.synced else "pods are not listed yet"
-
-        server = Server(context, keys, why_not_ready)
+        server = Server(context, keys, watches.why_not_synced)
         front = Listener(server.handle, settings, server.refused_by_parser)
+        ports = _Ports(settings, front, Listener(server.handle_operational, settings))
         background = [
             tasks.create_task(part, name=name)
             for name, part in (
-                ("tiers", tiers.run()),
-                ("pods", pods.run()),
+                *watches.runs(),
                 ("keys", keys.follow(settings.keys_poll_s)),
                 ("sweep", front.sweep()),
                 ("usage", usage.ship()),
                 ("budgets", budgets.follow(settings.budgets_s)),
-                *((("gateways", gateways.run()),) if gateways is not None else ()),
                 ("warm", _keep_warm(kube)),
                 ("deadlines", engines.watch()),
             )
         ]
-        runner = web.ServerRunner(front, shutdown_timeout=1.0)
-        side = web.ServerRunner(Listener(server.handle_operational, settings), shutdown_timeout=1.0)
-        await runner.setup()
-        await side.setup()
-        site = web.TCPSite(
-            runner,
-            settings.host,
-            settings.port,
-            backlog=BACKLOG,
-            reuse_port=settings.worker is not None,
-        )
-        side_site = web.TCPSite(side, settings.metrics_host or settings.host, settings.metrics_port)
         try:
-            await site.start()
-            await side_site.start()
-            yield Running(
-                announce.url(*runner.addresses[0][:2]),
-                announce.url(*side.addresses[0][:2]),
-                context,
-                server,
-                front,
-            )
+            await ports.open()
+            yield Running(*ports.urls(), context, server, front)
             server.stopping = True
-            await site.stop()
+            await ports.accept_no_more()
             await server.drain(settings.drain_s)
         finally:
             parking.close()
@@ -200,12 +162,87 @@ async def running(
             await demand.close()
             await budgets.exchange()
             await usage.close()
-            await runner.cleanup()
-            await side.cleanup()
+            await ports.close()
             for task in background:
                 task.cancel()
             evacuation.close()
             engines.close()
+
+
+class _Watches:
+    """What the gateway sees of the cluster, as it changes."""
+
+    def __init__(
+        self,
+        kube: Kube,
+        settings: GatewaySettings,
+        catalogue: Catalogue,
+        replicas: Replicas,
+        peers: Peers,
+    ) -> None:
+        self._peers = peers
+        self._all = {
+            "tiers": Reflector(kube, TIER, on_change=catalogue.changed),
+            "pods": Reflector(
+                kube, POD, label_selector=ENGINE_SELECTOR, on_change=replicas.changed
+            ),
+        }
+        if settings.peers_selector:
+            self._all["gateways"] = Reflector(
+                kube, POD, namespace=settings.namespace, label_selector=settings.peers_selector,
+                on_change=peers.changed,
+            )  # fmt: skip
+
+    def runs(self) -> list[tuple[str, Coroutine[None, None, None]]]:
+        """By name; each until it is cancelled."""
+        return [(name, reflector.run()) for name, reflector in self._all.items()]
+
+    def why_not_synced(self) -> str | None:
+        """What was never listed yet; None when all was seen once."""
+        if "gateways" in self._all and self._all["gateways"].synced:
+            self._peers.synced()
+        missing = [name for name, reflector in self._all.items() if not reflector.synced]
+        return f"{missing[0]} are not listed yet" if missing else None
+
+
+class _Ports:
+    """The clients' port, and the operational one beside it."""
+
+    def __init__(self, settings: GatewaySettings, front: Listener, side: Listener) -> None:
+        self._settings = settings
+        self._front = web.ServerRunner(front, shutdown_timeout=1.0)
+        self._side = web.ServerRunner(side, shutdown_timeout=1.0)
+        self._site: web.TCPSite | None = None
+
+    async def open(self) -> None:
+        """`OSError` when a port is taken."""
+        settings = self._settings
+        await self._front.setup()
+        await self._side.setup()
+        self._site = web.TCPSite(
+            self._front,
+            settings.host,
+            settings.port,
+            backlog=BACKLOG,
+            reuse_port=settings.worker is not None,
+        )
+        host = settings.metrics_host or settings.host
+        await self._site.start()
+        await web.TCPSite(self._side, host, settings.metrics_port).start()
+
+    def urls(self) -> tuple[str, str]:
+        """Of both, the clients' first."""
+        front, side = (runner.addresses[0][:2] for runner in (self._front, self._side))
+        return announce.url(*front), announce.url(*side)
+
+    async def accept_no_more(self) -> None:
+        """Clients' connections that are open stay."""
+        if self._site is not None:
+            await self._site.stop()
+
+    async def close(self) -> None:
+        await self._front.cleanup()
+        await self._side.cleanup()
 
 
 def _ends_waits(
