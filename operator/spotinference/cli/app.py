@@ -19,6 +19,7 @@ COMMANDS = {
     "keys": ("spotinference.cli.keys", "Make, list and revoke API keys for the gateway."),
     "usage": ("spotinference.cli.usage", "Read the usage records that a gateway has spooled."),
     "weights": ("spotinference.cli.weights", "Fetch model weights into a cache volume."),
+    "simulate": ("spotinference.cli.simulate", "Replay traces through the operator's decisions."),
     "crds": ("spotinference.cli.crds", "Print or write the CustomResourceDefinitions."),
 }
 """Command: (module with a Typer `app`, one line of help)."""
