@@ -31,6 +31,20 @@ class Toleration(ApiModel):
     )
 
 
+class PriceSpec(ApiModel):
+    """What a node of the pool costs."""
+
+    source: Literal["static"] = Field(
+        default="static", description="static: the price is written here."
+    )
+    micro_usd_per_hour: int = Field(
+        alias="microUSDPerHour",
+        ge=0,
+        le=1_000_000_000,
+        description="Micro-USD per node and hour: 350000 is $0.35.",
+    )
+
+
 class PoolSpec(ApiModel):
     """How nodes of this kind are recognised, and how they go."""
 
@@ -61,6 +75,10 @@ class PoolSpec(ApiModel):
     ] = Field(
         default="3m",
         description="A pod that stays unschedulable this long counts as a refused launch; longer than a node takes to boot.",
+    )
+    price: PriceSpec | None = Field(
+        default=None,
+        description="What a node costs; default: unknown, and pools are taken in the tier's order.",
     )
 
 

@@ -18,6 +18,7 @@ from datetime import datetime, timedelta
 from spotinference.api import times
 from spotinference.api.conditions import Reason
 from spotinference.api.kinds import POD
+from spotinference.api.tier import TierStatus
 from spotinference.core import (
     autoscale,
     children,
@@ -46,35 +47,44 @@ def decide(observed: Observed) -> Plan:
         return _left_alone(observed, Reason.NAME_CONFLICT, conflict)
     if going := children.predecessor(observed):
         return _left_alone(observed, Reason.SUPERSEDED, going)
+    decision = resolve(observed)
+    where = decision.placement
+    changes = children.changes(observed, decision.fleet, decision.weights, where)
+    after = status.status_of(observed, decision)
+    return Plan(
+        dooms=where.dooms,
+        scales=changes.scales,
+        applies=changes.applies,
+        deletes=(*changes.deletes, *removals(where)),
+        pardons=where.pardons,
+        status=None if after == observed.status else after,
+        events=(*status.events(observed.status, after), *_reverts(changes)),
+        requeue_after_s=_look_again(
+            observed.now, [*_timers(decision, after), *changes.look_again_at]
+        ),
+    )
+
+
+def resolve(observed: Observed) -> status.Decision:
+    """Steps 2 and 3: how many replicas, and where. The simulator replays traces through this."""
     fleet = survey(observed)
     stock = weights.weigh(observed)
     verdict = failures.judge(observed, fleet)
     load = autoscale.load_of(observed, fleet)
     count = _count(observed, fleet, load, verdict)
     where = placement.place(fleet, _terms(observed, stock, count))
-    decision = status.Decision(fleet, stock, load, verdict, count, where)
-    changes = children.changes(observed, fleet, stock, where)
-    after = status.status_of(observed, decision)
-    return Plan(
-        dooms=where.dooms,
-        scales=changes.scales,
-        applies=changes.applies,
-        deletes=(*changes.deletes, *_removals(where)),
-        pardons=where.pardons,
-        status=None if after == observed.status else after,
-        events=(*status.events(observed.status, after), *_reverts(changes)),
-        requeue_after_s=_look_again(
-            observed.now,
-            [
-                *count.look_again_at,
-                *where.look_again_at,
-                *changes.look_again_at,
-                *_refusals_due(fleet),
-                *_failure_due(verdict),
-                *_eta_due(after.wake.eta if after.wake is not None else None),
-            ],
-        ),
-    )
+    return status.Decision(fleet, stock, load, verdict, count, where)
+
+
+def _timers(decision: status.Decision, after: TierStatus) -> list[datetime]:
+    """When something may have to be done although nothing happens."""
+    return [
+        *decision.count.look_again_at,
+        *decision.placement.look_again_at,
+        *_refusals_due(decision.fleet),
+        *_failure_due(decision.verdict),
+        *_eta_due(after.wake.eta if after.wake is not None else None),
+    ]
 
 
 def _count(observed: Observed, fleet: Fleet, load: Load, verdict: Verdict) -> Count:
@@ -98,7 +108,7 @@ def _terms(observed: Observed, stock: Weights, count: Count) -> placement.Terms:
     )
 
 
-def _removals(where: placement.Placement) -> tuple[Delete, ...]:
+def removals(where: placement.Placement) -> tuple[Delete, ...]:
     """Lost pods go at once; a leaving one that only blocks a slot may still drain."""
     return tuple(
         Delete(
