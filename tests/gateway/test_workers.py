@@ -168,6 +168,30 @@ async def test_parked_requests_keep_the_tiers_bound_and_each_worker_asks_for_its
             await asyncio.gather(*waiting, return_exceptions=True)
 
 
+async def test_a_retry_and_a_resume_find_their_answer_in_whichever_worker_keeps_it(
+    tmp_path: Path,
+) -> None:
+    async with served(tmp_path, tokens_per_s=100) as bench, bench.client() as client:
+        body = chat(max_tokens=20, ignore_eos=True, temperature=1)
+        ids = set()
+        for _ in range(8):  # each over a connection of its own
+            async with client.post(CHAT, json=body, headers={"Idempotency-Key": "k"}) as response:
+                assert (await response.read()).endswith(b"data: [DONE]\n\n")
+                ids.add(response.headers["x-request-id"])
+        assert len(ids) == 1
+        named = {"x-spotinference-event-ids": "true"}
+        async with client.post(CHAT, json=body, headers=named) as response:
+            first = await response.content.readuntil(b"\n\n")
+        last = first.split(b"\n")[0].removeprefix(b"id: ").decode()
+        for _ in range(8):
+            async with client.post(CHAT, headers={"Last-Event-ID": last}) as response:
+                assert response.status == 200
+                assert (await response.read()).endswith(b"data: [DONE]\n\n")
+        _, page = await bench.get("/metrics")
+        counts = re.findall(r'requests_total\{worker="\d",code="ok",tier="demo"\} (\S+)', page)
+        assert sum(float(count) for count in counts) == 2
+
+
 async def test_a_worker_that_dies_is_started_again_while_the_other_serves(tmp_path: Path) -> None:
     async with served(tmp_path) as bench, bench.client() as client:
         victim, other = bench.workers()

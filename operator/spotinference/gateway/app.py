@@ -33,7 +33,7 @@ from spotinference.gateway.context import Context
 from spotinference.gateway.demand import DemandWriter
 from spotinference.gateway.engines import ENGINE_KEEPALIVE_S, Engines
 from spotinference.gateway.evacuation import Evacuation
-from spotinference.gateway.forward import Forward
+from spotinference.gateway.forward import Forward, door
 from spotinference.gateway.keys import KeyRing
 from spotinference.gateway.limits import Limits
 from spotinference.gateway.listener import Listener
@@ -136,7 +136,10 @@ async def running(
 
         server = Server(context, keys, watches.why_not_synced)
         front = Listener(server.handle, settings, server.refused_by_parser)
-        ports = _Ports(settings, front, Listener(server.handle_operational, settings))
+        ports = _Ports(
+            settings, front, Listener(server.handle_operational, settings),
+            Listener(server.handle, settings, server.refused_by_parser),
+        )  # fmt: skip
         background = [
             tasks.create_task(part, name=name)
             for name, part in (
@@ -206,12 +209,15 @@ class _Watches:
 
 
 class _Ports:
-    """The clients' port, and the operational one beside it."""
+    """The clients' port, the operational one beside it, and a worker's door for its siblings."""
 
-    def __init__(self, settings: GatewaySettings, front: Listener, side: Listener) -> None:
+    def __init__(
+        self, settings: GatewaySettings, front: Listener, side: Listener, siblings: Listener
+    ) -> None:
         self._settings = settings
         self._front = web.ServerRunner(front, shutdown_timeout=1.0)
         self._side = web.ServerRunner(side, shutdown_timeout=1.0)
+        self._siblings = web.ServerRunner(siblings, shutdown_timeout=1.0)
         self._site: web.TCPSite | None = None
 
     async def open(self) -> None:
@@ -227,6 +233,11 @@ class _Ports:
             reuse_port=settings.worker is not None,
         )
         host = settings.metrics_host or settings.host
+        if settings.doors is not None and settings.worker is not None:
+            await self._siblings.setup()
+            await web.UnixSite(
+                self._siblings, str(door(settings.doors, settings.worker)), backlog=BACKLOG
+            ).start()
         await self._site.start()
         await web.TCPSite(self._side, host, settings.metrics_port).start()
 
@@ -243,6 +254,7 @@ class _Ports:
     async def close(self) -> None:
         await self._front.cleanup()
         await self._side.cleanup()
+        await self._siblings.cleanup()
 
 
 def _ends_waits(

@@ -167,6 +167,8 @@ class GatewaySettings(BaseSettings):
     """Gateway processes in this pod, one core each; above one a supervisor keeps them."""
     worker: int | None = Field(default=None, ge=0)
     """Which of them this is; set by the supervisor only."""
+    doors: Path | None = None
+    """Folder of the sockets on which the workers of a pod reach each other; likewise."""
     restarted: bool = False
     """This worker takes the place of one that died: what that one admitted still counts."""
     metrics_host: str | None = None

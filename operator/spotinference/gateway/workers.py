@@ -29,6 +29,7 @@ from spotinference import errors
 from spotinference.clients.engine_http import Pool
 from spotinference.gateway import announce
 from spotinference.gateway.config import GatewaySettings
+from spotinference.gateway.forward import door
 from spotinference.gateway.listener import Listener
 from spotinference.gateway.metrics import Metrics
 from spotinference.gateway.overview import Operational
@@ -64,6 +65,7 @@ class Worker:
         self.restarts = 0
         self._settings = settings
         self._port = port
+        self._folder = folder
         self._file = folder / f"worker-{index}.json"
         self._log_level = log_level
         self._process: asyncio.subprocess.Process | None = None
@@ -121,7 +123,8 @@ class Worker:
             return await ended
         finally:
             self._process = None
-            self._file.unlink(missing_ok=True)
+            for left in (self._file, door(self._folder, self.index)):
+                left.unlink(missing_ok=True)
             if process.returncode is None:
                 process.kill()
                 await process.wait()
@@ -135,6 +138,7 @@ class Worker:
             "metrics_port": 0,
             "announce": str(self._file),
             "worker": self.index,
+            "doors": str(self._folder),
             "restarted": self.restarts > 0,
             **{name: max(1, getattr(self._settings, name) // workers) for name in SHARED_BOUNDS},
         }
