@@ -12,7 +12,7 @@ def to_text(at: datetime) -> str:
 
 def to_micro_text(at: datetime) -> str:
     """RFC 3339 with microseconds, as Kubernetes writes metav1.MicroTime (Leases)."""
-    return at.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+    return at.astimezone(UTC).replace(tzinfo=None).isoformat(timespec="microseconds") + "Z"
 
 
 def parse(text: str) -> datetime:

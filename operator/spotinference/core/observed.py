@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
+from typing import NamedTuple
 
 from spotinference.api.demand import Demand
 from spotinference.api.kinds import Json
@@ -17,8 +18,9 @@ from spotinference.api.pool import PoolSpec
 from spotinference.api.tier import TierSpec, TierStatus
 
 
-@dataclass(frozen=True, slots=True, order=True)
-class TierRef:
+class TierRef(NamedTuple):
+    """A tuple, because each request looks a dozen things up by it: a dataclass hashes in Python."""
+
     namespace: str
     name: str
 

@@ -184,6 +184,7 @@ class _Watches:
         peers: Peers,
     ) -> None:
         self._peers = peers
+        self._synced = False
         self._all = {
             "tiers": Reflector(kube, TIER, on_change=catalogue.changed),
             "pods": Reflector(
@@ -201,10 +202,13 @@ class _Watches:
         return [(name, reflector.run()) for name, reflector in self._all.items()]
 
     def why_not_synced(self) -> str | None:
-        """What was never listed yet; None when all was seen once."""
+        """What was never listed yet; None when all was seen once, from then on for good."""
+        if self._synced:  # each request asks
+            return None
         if "gateways" in self._all and self._all["gateways"].synced:
             self._peers.synced()
         missing = [name for name, reflector in self._all.items() if not reflector.synced]
+        self._synced = not missing
         return f"{missing[0]} are not listed yet" if missing else None
 
 

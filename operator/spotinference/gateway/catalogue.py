@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 
 import structlog
@@ -43,10 +43,12 @@ class Tier:
     """the engine shapes chat answers with a reasoning parser"""
     profile: Profile | None = None
     """how long the stages of its wakes usually take; None before one was seen to end"""
+    names: tuple[str, ...] = field(init=False)
+    """the model's, the first of which is its own"""
 
-    @property
-    def names(self) -> tuple[str, ...]:
-        return (self.spec.model.served_name or self.ref.name, *self.spec.model.aliases)
+    def __post_init__(self) -> None:
+        model = self.spec.model
+        object.__setattr__(self, "names", (model.served_name or self.ref.name, *model.aliases))
 
     def opened_by(self, key: ApiKey) -> bool:
         return key.namespace == self.ref.namespace and key.opens((self.ref.name, *self.names))

@@ -25,13 +25,13 @@ async def read_body(request: web.BaseRequest, settings: GatewaySettings) -> byte
         raise GatewayError(
             Code.UNSUPPORTED_ENCODING, f"Content-Encoding {encoding[:40]!r}: send it uncompressed."
         )
-    if (request.content_length or 0) > limit:
-        raise _too_large(limit)
     if request.content.is_eof():  # it came with its head, as most do
         whole = request.content.read_nowait()
         if len(whole) > limit:
             raise _too_large(limit)
         return whole
+    if (request.content_length or 0) > limit:
+        raise _too_large(limit)
     body = bytearray()
     try:
         async with asyncio.timeout(settings.body_timeout_s):
@@ -81,10 +81,9 @@ def parse(endpoint: Endpoint, raw: bytes) -> Json:
     if not isinstance(model, str) or not 0 < len(model) <= MAX_MODEL_CHARS:
         raise _invalid("model", f"must be a string of 1 to {MAX_MODEL_CHARS} characters")
     _CHECKS[endpoint](body)
-    for name, (test, wording) in _FIELDS.items():
-        value = body.get(name)
-        if value is not None and not test(value):
-            raise _invalid(name, wording)
+    for name, value in body.items():
+        if value is not None and (field := _FIELDS.get(name)) is not None and not field[0](value):
+            raise _invalid(name, field[1])
     return body
 
 

@@ -49,7 +49,10 @@ class Spool:
         self._path = self.folder
         self._good = 0
         """bytes of the open segment that are on the disk"""
+        self._taken = 0
+        """bytes of all segments, at most: what was shipped since the last count is still in it"""
         self.adopt()
+        self._taken = self.size()
 
     def adopt(self) -> int:
         """Takes over the segments of processes that are no more; returns how many."""
@@ -76,7 +79,9 @@ class Spool:
 
     def append(self, lines: bytes) -> None:
         """Whole lines; on return they survive a kill and a power cut. `SpoolFull`, `OSError`."""
-        if self.size() + len(lines) > self._max_bytes:
+        if self._taken + len(lines) > self._max_bytes:
+            self._taken = self.size()
+        if self._taken + len(lines) > self._max_bytes:
             raise SpoolFull(f"{self._root}: {self._max_bytes} bytes of usage records wait")
         if self._file is None:
             self._number += 1
@@ -94,6 +99,7 @@ class Spool:
             self._file.seek(self._good)
             raise
         self._good += len(lines)
+        self._taken += len(lines)
         if self._good >= SEGMENT_BYTES:
             self.roll()
 
@@ -104,6 +110,7 @@ class Spool:
             self._file = None
             self._path.rename(self._path.with_suffix(CLOSED))
             _sync_folder(self.folder)
+            self._taken = self.size()  # segments that were taken over meanwhile count, too
 
     def closed(self) -> list[Path]:
         """What can be shipped, oldest first."""

@@ -52,8 +52,9 @@ class Trace:
         self, replica: Replica, engine_request: str, *, replayed: int, parked_s: float
     ) -> None:
         """`replayed` and `parked_s`: of the whole request until now."""
-        earlier = sum(attempt.replayed for attempt in self.attempts)
-        waited_s = sum(attempt.parked_s for attempt in self.attempts)
+        if self.attempts:
+            replayed -= sum(attempt.replayed for attempt in self.attempts)
+            parked_s -= sum(attempt.parked_s for attempt in self.attempts)
         self.attempts.append(
             Attempt(
                 number=len(self.attempts) + 1,
@@ -61,8 +62,8 @@ class Trace:
                 engine_request=engine_request,
                 batch=replica.running,
                 started=time.monotonic(),
-                replayed=replayed - earlier,
-                parked_s=parked_s - waited_s,
+                replayed=replayed,
+                parked_s=parked_s,
             )
         )
 
