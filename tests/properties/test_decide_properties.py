@@ -162,17 +162,14 @@ def _resting_size(w: World) -> int:
 
 @thorough
 @given(story=acts, mode=modes)
-def test_never_more_replicas_than_max_but_for_those_on_silent_nodes(
+def test_never_more_replicas_than_max_but_for_those_on_silent_or_noticed_nodes(
     story: list[Act], mode: str
 ) -> None:
     def check(w: World, _before: int, _plan: Plan) -> None:
-        silent = sum(
-            p.node in w.nodes and w.nodes[p.node].silent and p.deleting_until is None
-            for p in w.pods.values()
-            if p.node
-        )
+        going = {n.name for n in w.nodes.values() if n.silent or n.notice_deadline is not None}
+        held = sum(p.node in going and p.deleting_until is None for p in w.pods.values())
         busy_over_a_lowered_max = any(p.doomed_reason == "scale-down" for p in w.pods.values())
-        assert busy_over_a_lowered_max or w.total <= w.spec.scaling.max_replicas + silent
+        assert busy_over_a_lowered_max or w.total <= w.spec.scaling.max_replicas + held
 
     # A missing pool's Deployments are left as they are, so this story keeps its pools.
     story = [a for a in story if a.what != "pools"]
@@ -198,7 +195,8 @@ def test_a_request_held_for_a_sleeping_tier_starts_a_replica_in_that_very_plan(
 @given(story=acts)
 def test_missing_metrics_never_put_a_tier_to_sleep(story: list[Act]) -> None:
     def check(w: World, before: int, _plan: Plan) -> None:
-        serving = [p for p in w.ready if p.node in w.nodes and not w.nodes[p.node].silent]
+        staying = {n.name for n in w.nodes.values() if not n.silent and n.notice_deadline is None}
+        serving = [p for p in w.ready if p.node in staying]
         if before > 0 and serving and not w.metrics and not w.spec.paused:
             assert w.total > 0, f"{w.status.last_decision}"
 

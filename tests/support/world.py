@@ -22,6 +22,7 @@ from spotinference.api.pool import PoolSpec
 from spotinference.api.tier import TierSpec, TierStatus
 from spotinference.core.observed import (
     CacheView,
+    Confidence,
     Market,
     NodeHealth,
     NodeView,
@@ -46,6 +47,8 @@ class Node:
     up_at: datetime
     notice_deadline: datetime | None = None
     silent: bool = False
+    hinted: bool = False
+    """a rebalance hint stands on it"""
     empty_since: datetime | None = None
 
 
@@ -235,12 +238,15 @@ class World:
         if pod.node is not None:
             found = self.nodes.get(pod.node)
             health = NodeHealth.GONE
-            notice = None
+            notice = hint = None
             if found is not None:
                 health = NodeHealth.STALE if found.silent else NodeHealth.HEALTHY
                 if found.notice_deadline is not None:
-                    notice = Notice("taint test", found.notice_deadline)
-            node = NodeView(pod.node, health, notice)
+                    notice = Notice(pod.node, "taint test", found.notice_deadline)
+                if found.hinted:
+                    later = self.now + timedelta(minutes=30)
+                    hint = Notice(pod.node, "event test", later, Confidence.WEAK)
+            node = NodeView(pod.node, health, notice, hint)
         refused = pod.node is None
         serving = pod.ready_at is not None
         sample = Sample(self.now, pod.running, pod.waiting) if serving and self.metrics else None

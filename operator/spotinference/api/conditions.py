@@ -79,6 +79,8 @@ class Reason(StrEnum):
     """The provider warned that a node will go."""
     NODE_LOST = "NodeLost"
     """A node went, or stopped answering, without a warning."""
+    AT_RISK = "AtRisk"
+    """Interrupted=False: the provider hints that a node may go; no replica is placed beside it."""
     UNDISTURBED = "Undisturbed"
     """No replica is threatened."""
     REVERTED = "Reverted"

@@ -51,8 +51,9 @@ class PoolSpec(ApiModel):
     capacity_type: Literal["spot", "on-demand"] = Field(
         description="spot: cheap, and taken away at any time. on-demand: a bridge."
     )
-    provider: Literal["gke", "eks", "karpenter", "nth", "aks", "generic"] = Field(
-        default="generic", description="Whose signs of an interruption to look for."
+    provider: Literal["auto", "gke", "eks", "karpenter", "nth", "aks", "generic"] = Field(
+        default="auto",
+        description="Whose signs of an interruption to look for; auto: known by each node's labels.",
     )
     node_selector: Annotated[dict[str, LabelValue], Checked(*r.SELECTOR_KEYS)] = Field(
         default={}, max_length=32, description="Labels that nodes of this pool carry."

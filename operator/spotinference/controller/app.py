@@ -31,6 +31,7 @@ from spotinference.controller.events import EventPoster
 from spotinference.controller.handlers import WATCHED, Router
 from spotinference.controller.latency import Latencies
 from spotinference.controller.metrics import Metrics
+from spotinference.controller.nodeevents import NodeEvents
 from spotinference.controller.nodes import NodeWatch
 from spotinference.controller.observe import Observer
 from spotinference.controller.pools import PoolStatuses
@@ -59,6 +60,7 @@ class Parts:
     queue: WorkQueue
     router: Router
     nodes: NodeWatch
+    node_events: NodeEvents
     scraper: Scraper
     pools: PoolStatuses
     resync: Resync
@@ -111,6 +113,8 @@ def build(config: OperatorConfig, kube: Kube, engines: EngineClient) -> Parts:
         on_relist=lambda kind: resync.suspect(kind),  # noqa: PLW0108  # made below
     )
     nodes = NodeWatch(kube, store, clock, router.node_changed)
+    node_events = NodeEvents(kube, router.node_changed)
+    nodes.events_of = node_events.of
     scraper = Scraper(store, engines, clock, queue.add)
     observer = Observer(store, nodes, demand, scraper, clock, _settings(config))
     events = EventPoster(writer, metrics, clock, elector.identity)
@@ -135,6 +139,7 @@ def build(config: OperatorConfig, kube: Kube, engines: EngineClient) -> Parts:
         queue=queue,
         router=router,
         nodes=nodes,
+        node_events=node_events,
         scraper=scraper,
         pools=PoolStatuses(store, router, writer),
         resync=resync,
@@ -203,6 +208,7 @@ async def _run(kube: Kube, parts: Parts, stack: AsyncExitStack, stop: asyncio.Ev
         _task("workers", parts.queue.run()),
         _task("scraper", parts.scraper.run()),
         _task("nodes", parts.nodes.run()),
+        _task("node-events", parts.node_events.run()),
         _task("pools", parts.pools.run()),
         _task("resync", parts.resync.run()),
         _task("heartbeat", parts.heartbeat.run()),

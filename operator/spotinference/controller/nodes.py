@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import datetime
 
 import structlog
@@ -23,8 +23,8 @@ from spotinference.api.pool import PoolSpec
 from spotinference.clients.clock import Clock
 from spotinference.clients.kube import Kube
 from spotinference.controller.store import Store
-from spotinference.core import providers
-from spotinference.core.observed import NodeHealth, NodeView, Notice
+from spotinference.core import health, notices, providers
+from spotinference.core.observed import NodeEvent, NodeHealth, NodeView, Notice
 
 log = structlog.get_logger(__name__)
 
@@ -57,8 +57,10 @@ class NodeWatch:
         self._renewals: dict[str, _Renewal] = {}
         self._gone: dict[str, None] = {}
         self._missing_since: dict[str, float] = {}
-        self._notices: dict[str, dict[str, datetime]] = {}
+        self._first_seen: dict[str, dict[str, datetime]] = {}
         """node uid to the signs it shows now, each with when it was first seen"""
+        self.events_of: Callable[[Json], tuple[NodeEvent, ...]] = lambda _: ()
+        """events about a node; set by the composition root"""
         self.polls_failed = 0
         store.removed_listeners.append(self._removed)
 
@@ -71,8 +73,9 @@ class NodeWatch:
         self._missing_since.pop(name, None)
         self._gone.pop(name, None)
         renewal = self._renewals.get(name)
-        health = providers.health_of(node, renewal.silent_s if renewal else None)
-        return NodeView(name, health, self._notice(node, pool) if pool else None)
+        verdict = health.health_of(node, renewal.silent_s if renewal else None)
+        firm, hint = self._notices(node, pool) if pool else (None, None)
+        return NodeView(name, verdict, firm, hint)
 
     def _health_of_absent(self, name: str) -> NodeHealth:
         now = self._clock.monotonic()
@@ -82,19 +85,22 @@ class NodeWatch:
         gone = name in self._gone or now - since >= UNSEEN_GRACE_S
         return NodeHealth.GONE if gone else NodeHealth.HEALTHY
 
-    def _notice(self, node: Json, pool: PoolSpec) -> Notice | None:
-        now = self._clock.now()
-        notice = providers.notice_of(node, pool.provider, pool.notice_seconds, now)
-        uid = node["metadata"]["uid"]
-        if notice is None:
-            # Taken back; the same sign later on begins anew.
-            self._notices.pop(uid, None)
-            return None
-        if len(self._notices) > MAX_REMEMBERED:
-            self._notices.clear()
-        first_at = self._notices.setdefault(uid, {}).setdefault(notice.source, now)
-        again = providers.notice_of(node, pool.provider, pool.notice_seconds, first_at)
-        return replace(notice, deadline=again.deadline) if again else notice
+    def _notices(self, node: Json, pool: PoolSpec) -> tuple[Notice | None, Notice | None]:
+        """(firm, weak). A sign that is taken back is forgotten: later on it begins anew."""
+        now, uid = self._clock.now(), node["metadata"]["uid"]
+        signals = notices.Signals(node, self.events_of(node))
+        found = notices.sightings(signals, pool.provider, pool.notice_seconds, now)
+        if not found:
+            self._first_seen.pop(uid, None)
+            return None, None
+        if len(self._first_seen) > MAX_REMEMBERED:
+            self._first_seen.clear()
+        before = self._first_seen.get(uid, {})
+        self._first_seen[uid] = {s.source: before.get(s.source, now) for s in found}
+        firm, hint = notices.notices(
+            node["metadata"]["name"], found, self._first_seen[uid], pool.notice_seconds
+        )
+        return firm, hint if hint is not None and now < hint.deadline else None
 
     # --- the poll -------------------------------------------------------------------------------
 
@@ -148,12 +154,12 @@ class NodeWatch:
         if known is None:
             self._renewals[name] = _Renewal(text, 0.0, now)
             return
-        was_silent = known.silent_s > providers.LEASE_STALE_S
+        was_silent = known.silent_s > health.LEASE_STALE_S
         passed_s = min(now - known.polled_at, MAX_COUNTED_S)
         known.silent_s = 0.0 if text != known.text else known.silent_s + passed_s
         known.text = text
         known.polled_at = now
-        if was_silent != (known.silent_s > providers.LEASE_STALE_S):
+        if was_silent != (known.silent_s > health.LEASE_STALE_S):
             log.warning("node.silent" if not was_silent else "node.back", node=name)
             self._on_change(name)
 
@@ -172,10 +178,9 @@ def signature(node: Json | None) -> tuple[object, ...]:
     if node is None:
         return ()
     meta, spec = node["metadata"], node.get("spec") or {}
-    ready: Json = next(
-        (c for c in (node.get("status") or {}).get("conditions") or () if c.get("type") == "Ready"),
-        {},
-    )
+    conditions: list[Json] = (node.get("status") or {}).get("conditions") or []
+    ready: Json = next((c for c in conditions if c.get("type") == "Ready"), {})
+    labels = meta.get("labels") or {}
     return (
         meta["uid"],
         meta.get("deletionTimestamp"),
@@ -184,4 +189,10 @@ def signature(node: Json | None) -> tuple[object, ...]:
         bool(spec.get("unschedulable")),
         ready.get("status"),
         ready.get("message") if ready.get("status") != "True" else None,
+        [labels.get(key) for key in sorted(providers.LABEL_KEYS)],
+        sorted(
+            (c["type"], c.get("status"), c.get("reason"), c.get("message"))
+            for c in conditions
+            if c.get("type") in providers.CONDITION_TYPES
+        ),
     )

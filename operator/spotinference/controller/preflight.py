@@ -12,8 +12,9 @@ from collections.abc import Sequence
 import structlog
 
 from spotinference import errors
-from spotinference.api.kinds import CRD, DEPLOYMENT, LEASE, POD, POOL, TIER, Kind
+from spotinference.api.kinds import CRD, DEPLOYMENT, EVENT, LEASE, POD, POOL, TIER, Kind
 from spotinference.clients.kube import Kube
+from spotinference.controller.nodeevents import NAMESPACE as NODE_EVENTS
 
 log = structlog.get_logger(__name__)
 
@@ -68,6 +69,7 @@ async def _rights(kube: Kube, watched: Sequence[Kind], namespace: str) -> None:
         (verb, kind, None) for kind in watched for verb in ("list", "watch")
     ]
     wanted += [(verb, LEASE, namespace) for verb in ("get", "create", "patch")]
+    wanted += [(verb, EVENT, NODE_EVENTS) for verb in ("list", "watch")]
     wanted += [("patch", DEPLOYMENT, None), ("delete", POD, None)]
     answers = await asyncio.gather(*(kube.allowed(*want) for want in wanted))
     missing = [

@@ -6,13 +6,14 @@ The first thing `decide` makes of an `Observed`; the other decisions read only t
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from enum import StrEnum
 
 from spotinference.api import durations, names, times
 from spotinference.api.kinds import DEPLOYMENT, Json
 from spotinference.api.pool import PoolSpec
+from spotinference.core import engine_args
 from spotinference.core.observed import Market, NodeHealth, Observed, ReplicaView
 from spotinference.core.plan import DoomReason
 
@@ -35,7 +36,7 @@ class Standing(StrEnum):
     """its node has a notice, or was silent for too long: does not count any more"""
     LOST = "lost"
     """its node is gone, its notice has expired, or the kubelet ended it (evicted, not admitted):
-    the pod object is deleted at once"""
+    the pod is deleted; the object at once (`struck_off`) when no living kubelet would end it"""
     ENDING = "ending"
     """being deleted: not ours to count"""
 
@@ -44,6 +45,9 @@ class Standing(StrEnum):
 class Replica:
     view: ReplicaView
     standing: Standing
+    drains_until: datetime | None = None
+    """its node has a notice, but so long there is time for what it has to do: it keeps its slot,
+    because a Deployment that shrinks ends it; then it must be told to go, to be gone in time"""
 
     @property
     def counts(self) -> bool:
@@ -64,6 +68,22 @@ class Replica:
     def work(self) -> int:
         sample = self.view.sample
         return 0 if sample is None else sample.running + sample.waiting
+
+    @property
+    def struck_off(self) -> bool:
+        """Its object is deleted without waiting for a kubelet.
+
+        Not while its node lives although its notice has expired: there the container runs until
+        the kubelet ends it, and Kubernetes keeps its volume where it is until then.
+        """
+        node = self.view.node
+        dead = node is None or node.health is not NodeHealth.HEALTHY
+        return self.standing is Standing.LOST and (dead or self.view.ended)
+
+    @property
+    def hinted(self) -> bool:
+        """Its node may go (a rebalance hint): it serves on, but nothing is placed beside it."""
+        return self.view.node is not None and self.view.node.hint is not None
 
     @property
     def draining(self) -> bool:
@@ -109,9 +129,16 @@ class Place:
         return max(0, self.spec_replicas - len(self.active))
 
     @property
-    def held(self) -> int:
+    def silent(self) -> int:
         """Slots of silent replicas: kept while their node may come back."""
         return min(self.spec_replicas, len(self.having(Standing.SILENT)))
+
+    @property
+    def held(self) -> int:
+        """Slots that fill none of the wanted places: silent replicas, and doomed ones with work."""
+        kept = self.having(Standing.SILENT, Standing.LEAVING)
+        held = sum(r.standing is Standing.SILENT or r.drains_until is not None for r in kept)
+        return min(self.spec_replicas, held)
 
     @property
     def kept(self) -> int:
@@ -175,7 +202,7 @@ def survey(observed: Observed) -> Fleet:
     judged: dict[Market, list[Replica]] = {}
     for view in sorted(observed.replicas, key=lambda v: (v.created_at, v.name)):
         pool = observed.pools.get(view.market.pool)
-        replica = Replica(view, standing(view, pool, observed.now))
+        replica = judge(view, pool, observed)
         judged.setdefault(view.market, []).append(replica)
     places = tuple(
         Place(
@@ -200,6 +227,16 @@ def survey(observed: Observed) -> Fleet:
         missing_pools=missing,
         stray=tuple(r for m, rs in judged.items() if m not in ours for r in rs),
     )
+
+
+def judge(view: ReplicaView, pool: PoolSpec | None, observed: Observed) -> Replica:
+    """One replica, with how long it may drain when its node has a notice."""
+    replica = Replica(view, standing(view, pool, observed.now))
+    notice = view.node.notice if view.node is not None else None
+    if replica.standing is not Standing.LEAVING or notice is None or not replica.busy:
+        return replica
+    until = notice.deadline - timedelta(seconds=engine_args.grace_s(observed.spec))
+    return replace(replica, drains_until=until) if observed.now < until else replica
 
 
 def _closed(
@@ -264,7 +301,8 @@ def standing(view: ReplicaView, pool: PoolSpec | None, now: datetime) -> Standin
         if view.node.health is NodeHealth.GONE:
             return Standing.LOST
         notice = view.node.notice
-        if notice is not None and notice.deadline <= now:
+        alive = view.node.health is NodeHealth.HEALTHY
+        if notice is not None and notice.deadline <= now and not (alive and view.deleting):
             return Standing.LOST
         if view.deleting:
             return Standing.ENDING

@@ -39,12 +39,34 @@ class Market:
         return f"{self.pool}/{self.zone}"
 
 
+class Confidence(StrEnum):
+    """How much a notice is worth."""
+
+    FIRM = "firm"
+    """the node goes: its replicas are doomed and replaced"""
+    WEAK = "weak"
+    """it may go, or never (a rebalance hint): nothing new is placed beside it, nothing is doomed"""
+
+
 @dataclass(frozen=True, slots=True)
 class Notice:
-    """A warning that a node will go. `deadline` is the latest moment it is still there."""
+    """A warning that a node will go, whoever gave it and however it shows (`core.notices`)."""
 
+    node: str
     source: str
+    """the sign, in words for people: `taint karpenter.sh/disrupted`"""
     deadline: datetime
+    """firm: the latest moment the node is still there; weak: until when the hint is believed"""
+    confidence: Confidence = Confidence.FIRM
+
+
+@dataclass(frozen=True, slots=True)
+class NodeEvent:
+    """A Kubernetes event about a node: some providers show their notices nowhere else."""
+
+    reason: str
+    first_at: datetime
+    last_at: datetime
 
 
 class NodeHealth(StrEnum):
@@ -60,6 +82,9 @@ class NodeView:
     name: str
     health: NodeHealth
     notice: Notice | None = None
+    """a firm one"""
+    hint: Notice | None = None
+    """a weak one, of a node without a firm one"""
 
 
 @dataclass(frozen=True, slots=True)

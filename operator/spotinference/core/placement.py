@@ -102,8 +102,8 @@ def usable(places: Iterable[Place], *, burst: bool) -> list[Place]:
 
 
 def avoided(place_: Place, refused_at: Mapping[Market, datetime], now: datetime) -> bool:
-    """A market that refuses now, or did so (or lost a node) a short while ago."""
-    if place_.having(Standing.REFUSED, Standing.SILENT):
+    """A market that refuses now, did so (or lost a node) a short while ago, or is about to."""
+    if place_.having(Standing.REFUSED, Standing.SILENT) or any(r.hinted for r in place_.replicas):
         return True
     at = refused_at.get(place_.market)
     return at is not None and now - at < timedelta(seconds=MARKET_BACKOFF_S)
@@ -156,7 +156,7 @@ def _mark_leaving(draft: _Draft, fleet: Fleet) -> None:
         if replica.standing in {Standing.SILENT, Standing.LEAVING}:
             marked = replica.view.doomed_until
             if node is not None and node.notice is not None:
-                draft.timers.append(node.notice.deadline)
+                draft.timers.append(replica.drains_until or node.notice.deadline)
             elif marked is not None and marked > now:
                 draft.timers.append(marked)
 
@@ -175,6 +175,7 @@ def _shrink(draft: _Draft, surplus: int) -> None:
         key=lambda r: (
             r.view.ready,
             not r.draining,
+            not r.hinted,
             r.busy,
             r.work,
             -index[r.view.market],
@@ -232,7 +233,7 @@ def _allowed(draft: _Draft, places: Iterable[Place]) -> list[Place]:
     used: dict[str, int] = {}
     for p in draft.places:
         zone = p.market.zone
-        used[zone] = used.get(zone, 0) + draft.counts[p.market] + p.held
+        used[zone] = used.get(zone, 0) + draft.counts[p.market] + p.silent
     return [
         p
         for p in usable(places, burst=terms.burst)
@@ -310,8 +311,8 @@ def _removals(draft: _Draft, fleet: Fleet) -> tuple[Replica, ...]:
     """Lost pods, and leaving ones that hold a slot which their replacement needs."""
     removals = [r for r in fleet.every if r.standing is Standing.LOST]
     for p in draft.places:
-        leaving = p.having(Standing.LEAVING)
-        staying = sum(r.standing is not Standing.LEAVING for r in p.active if r not in removals)
+        leaving = [r for r in p.having(Standing.LEAVING) if r.drains_until is None]
+        staying = sum(r not in leaving for r in p.active if r not in removals)
         in_the_way = max(0, draft.counts[p.market] - staying)
         removals += leaving[:in_the_way]
     return tuple(removals)

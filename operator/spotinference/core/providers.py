@@ -1,143 +1,157 @@
-"""How each provider shows that a spot node will go, and how a node shows that it is alive.
+"""How each provider shows that a spot node will go: one declarative table.
 
-One declarative table (`SIGNS`), read by `notice_of`; called by the observer for every node that
-carries an engine pod. Sources: provider documentation and released source, November 2026.
+A row is a `Sign`: where on the node (or in events about it) something stands, and what it is worth.
+`core.notices` reads the table; nothing else knows a provider. `auto` is not a row: it stands for
+all providers whose marks (`MARKS`) a node carries.
+
+Sources: the providers' documentation and released source, November 2026 (docs/interruption.md names
+them row by row). tests/unit/core/nodes/ holds a node of each provider before and during one.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from enum import StrEnum
 from typing import Literal
 
-from spotinference.api import times
 from spotinference.api.kinds import Json
-from spotinference.core.observed import NodeHealth, Notice
+from spotinference.core.observed import Confidence
 
-Provider = Literal["gke", "eks", "karpenter", "nth", "aks", "generic"]
+Provider = Literal["auto", "gke", "eks", "karpenter", "nth", "aks", "generic"]
 
-LEASE_STALE_S = 30.0
-"""Three missed kubelet renewals (every 10 s): the node is silent."""
-
-UNSCHEDULABLE_TAINT = "node.kubernetes.io/unschedulable"
 OUT_OF_SERVICE_TAINT = "node.kubernetes.io/out-of-service"
 IMPENDING_TAINT = "spotinference.dev/impending-interruption"
 """Our own sign: whoever knows of a reclaim before we do may set it on a node."""
+INTERRUPTION = "spotinference.dev/Interruption"
+"""Type of the node condition that `spotinference node-watch` writes."""
+RECLAIM = "Reclaim"
+"""Its reason while the cloud's metadata announces the end of the machine."""
+AT_RISK = "AtRisk"
+"""Its reason while the metadata only recommends to leave, or announces maintenance."""
+
+
+class Shown(StrEnum):
+    """Where a sign stands."""
+
+    TAINT = "taint"
+    ANNOTATION = "annotation"
+    LABEL = "label"
+    CONDITION = "condition"
+    """a node condition with status True"""
+    NOT_READY = "Ready=False"
+    """a text in the message of Ready=False"""
+    EVENT = "event"
+    """a Kubernetes event about the node"""
+    CORDON = "cordon"
+    """spec.unschedulable: where the provider cordons exactly the nodes that it takes"""
 
 
 @dataclass(frozen=True, slots=True)
-class Signs:
-    """What on a node means "will be reclaimed", and where an exact deadline may stand."""
-
-    taints: tuple[str, ...] = ()
-    """keys; any taint with one of them is a notice"""
-    annotations: tuple[str, ...] = ()
-    """keys whose presence is a notice; an RFC 3339 value is its deadline"""
-    not_ready_messages: tuple[str, ...] = ()
-    """texts in the Ready=False condition of a graceful node shutdown"""
-    cordon: bool = False
-    """this provider cordons a node exactly when it is about to take it"""
+class Sign:
+    shown: Shown
+    key: str = ""
+    """taint, annotation or label key; condition type; event reason; text of the message"""
+    value: str | None = None
+    """label value or condition reason that it must have; None: any"""
+    confidence: Confidence = Confidence.FIRM
 
 
-_ALWAYS = Signs(
-    taints=(IMPENDING_TAINT, OUT_OF_SERVICE_TAINT),
-    not_ready_messages=("node is shutting down",),
+def _taints(*keys: str, confidence: Confidence = Confidence.FIRM) -> tuple[Sign, ...]:
+    return tuple(Sign(Shown.TAINT, key, confidence=confidence) for key in keys)
+
+
+_WEAK = Confidence.WEAK
+
+EVERYWHERE = (
+    *_taints(IMPENDING_TAINT, OUT_OF_SERVICE_TAINT, "ToBeDeletedByClusterAutoscaler"),
+    Sign(Shown.CONDITION, INTERRUPTION, RECLAIM),
+    Sign(Shown.CONDITION, INTERRUPTION, AT_RISK, _WEAK),
+    Sign(Shown.NOT_READY, "node is shutting down"),
+)
+"""What means the same whoever runs the node. A node problem detector, or anything else that may
+write conditions, can use ours."""
+
+_KARPENTER = (
+    *_taints("karpenter.sh/disrupted", "karpenter.sh/disruption"),
+    Sign(Shown.ANNOTATION, "karpenter.sh/nodeclaim-termination-timestamp"),
 )
 
-SIGNS: Mapping[str, Signs] = {
-    "gke": Signs(
-        taints=("cloud.google.com/impending-node-termination",),
-        not_ready_messages=("node is shutting down",),
+SIGNS: Mapping[str, tuple[Sign, ...]] = {
+    "gke": (
+        *_taints("cloud.google.com/impending-node-termination"),
+        *_taints("cloud.google.com/maintenance-window-started", confidence=_WEAK),
+        Sign(Shown.LABEL, "cloud.google.com/active-node-maintenance", "ONGOING", _WEAK),
     ),
-    "eks": Signs(cordon=True),
-    "karpenter": Signs(
-        taints=("karpenter.sh/disrupted", "karpenter.sh/disruption"),
-        annotations=("karpenter.sh/nodeclaim-termination-timestamp",),
+    "eks": (Sign(Shown.CORDON),),
+    "karpenter": (
+        *_KARPENTER,
+        Sign(Shown.EVENT, "SpotInterrupted"),
+        Sign(Shown.EVENT, "TerminatingOnInterruption"),
+        Sign(Shown.EVENT, "SpotRebalanceRecommendation", confidence=_WEAK),
     ),
-    "nth": Signs(
-        taints=(
+    "nth": (
+        *_taints(
             "aws-node-termination-handler/spot-itn",
             "aws-node-termination-handler/asg-lifecycle-termination",
             "aws-node-termination-handler/scheduled-maintenance",
-            "aws-node-termination-handler/rebalance-recommendation",
         ),
-        cordon=True,
+        *_taints("aws-node-termination-handler/rebalance-recommendation", confidence=_WEAK),
+        Sign(Shown.CORDON),
     ),
-    "aks": Signs(
-        taints=("remediator.kubernetes.azure.com/unschedulable",),
-        cordon=True,
+    "aks": (
+        *_taints(
+            "remediator.kubernetes.azure.com/unschedulable",
+            "cloudprovider.azure.microsoft.com/draining",
+        ),
+        Sign(Shown.CONDITION, "PreemptionScheduled"),
+        Sign(Shown.EVENT, "PreemptScheduled"),
+        *_KARPENTER,  # node auto-provisioning is Karpenter
+        Sign(Shown.CORDON),
     ),
-    "generic": Signs(),
+    "generic": (),
 }
 
+EVENT_REASONS = tuple(
+    dict.fromkeys(s.key for signs in SIGNS.values() for s in signs if s.shown is Shown.EVENT)
+)
+"""What the operator watches events for."""
 
-def notice_of(
-    node: Json, provider: Provider, notice_seconds: int, seen_at: datetime
-) -> Notice | None:
-    """The notice a node shows, None when it shows none.
 
-    `seen_at` is when this sign was first seen on this node: without a time of its own a notice is
-    assumed to have begun then. A taint's `timeAdded` or an annotation's value wins.
+def _keys(shown: Shown) -> frozenset[str]:
+    every = (*EVERYWHERE, *(sign for signs in SIGNS.values() for sign in signs))
+    return frozenset(sign.key for sign in every if sign.shown is shown)
+
+
+CONDITION_TYPES = _keys(Shown.CONDITION)
+LABEL_KEYS = _keys(Shown.LABEL)
+"""What of a node's conditions and labels can change a decision."""
+
+MARKS: Mapping[Provider, tuple[str, ...]] = {
+    "karpenter": ("karpenter.sh/nodepool", "karpenter.sh/capacity-type"),
+    "eks": ("eks.amazonaws.com/nodegroup",),
+    "gke": ("cloud.google.com/gke-nodepool", "cloud.google.com/gke-spot"),
+    "aks": ("kubernetes.azure.com/cluster", "kubernetes.azure.com/scalesetpriority"),
+}
+"""Label keys by which `auto` knows a provider's nodes."""
+
+
+def recognise(node: Json) -> tuple[Provider, ...]:
+    """The providers whose marks a node carries; (generic,) when none.
+
+    More than one is right for Karpenter on AKS. A machine of EC2 that neither EKS nor Karpenter
+    manages is taken for one that the node termination handler looks after, if anybody does.
     """
-    signs = SIGNS[provider]
-    spec = node.get("spec", {})
-    length = timedelta(seconds=notice_seconds)
-    annotations = node.get("metadata", {}).get("annotations") or {}
-    stated = [_time(annotations[key]) for key in signs.annotations if key in annotations]
-    deadline = next((at for at in stated if at is not None), None)
-    for taint in spec.get("taints") or ():
-        key = taint.get("key", "")
-        if key in signs.taints or key in _ALWAYS.taints:
-            begun = _time(taint.get("timeAdded")) or seen_at
-            return Notice(source=f"taint {key}", deadline=deadline or begun + length)
-    if stated:
-        key = next(key for key in signs.annotations if key in annotations)
-        return Notice(source=f"annotation {key}", deadline=deadline or seen_at + length)
-    shutdown = _shutdown(node, (*signs.not_ready_messages, *_ALWAYS.not_ready_messages))
-    if shutdown is not None:
-        message, since = shutdown
-        return Notice(source=f"Ready=False: {message}", deadline=(since or seen_at) + length)
-    if signs.cordon and spec.get("unschedulable"):
-        return Notice(source="cordon", deadline=seen_at + length)
-    return None
+    labels = node.get("metadata", {}).get("labels") or {}
+    found: list[Provider] = [
+        provider for provider, marks in MARKS.items() if any(mark in labels for mark in marks)
+    ]
+    if not found and str(node.get("spec", {}).get("providerID", "")).startswith("aws://"):
+        found.append("nth")
+    return tuple(found) or ("generic",)
 
 
-def health_of(node: Json | None, lease_age_s: float | None) -> NodeHealth:
-    """Whether a node can be counted on.
-
-    `lease_age_s`: seconds since its kube-node-lease was *seen* to change by our own monotonic
-    clock; None when no lease is known (a node in its first seconds), then Ready decides alone.
-    """
-    if node is None:
-        return NodeHealth.GONE
-    if lease_age_s is not None and lease_age_s > LEASE_STALE_S:
-        return NodeHealth.STALE
-    ready = _condition(node, "Ready")
-    if ready is not None and ready.get("status") != "True":
-        return NodeHealth.STALE
-    return NodeHealth.HEALTHY
-
-
-def _condition(node: Json, kind: str) -> Json | None:
-    conditions: list[Json] = node.get("status", {}).get("conditions") or []
-    return next((c for c in conditions if c.get("type") == kind), None)
-
-
-def _shutdown(node: Json, texts: tuple[str, ...]) -> tuple[str, datetime | None] | None:
-    ready = _condition(node, "Ready")
-    if ready is None or ready.get("status") == "True":
-        return None
-    message = str(ready.get("message", ""))
-    if any(text in message for text in texts):
-        return message, _time(ready.get("lastTransitionTime"))
-    return None
-
-
-def _time(text: object) -> datetime | None:
-    if not isinstance(text, str):
-        return None
-    try:
-        return times.parse(text)
-    except ValueError:
-        return None
+def signs_of(node: Json, provider: Provider) -> tuple[Sign, ...]:
+    """The rows that count for this node, those of its provider first."""
+    known = recognise(node) if provider == "auto" else (provider,)
+    return (*(sign for name in known for sign in SIGNS[name]), *EVERYWHERE)

@@ -109,13 +109,13 @@ def _terms(observed: Observed, stock: Weights, count: Count) -> placement.Terms:
 
 
 def removals(where: placement.Placement) -> tuple[Delete, ...]:
-    """Lost pods go at once; a leaving one that only blocks a slot may still drain."""
+    """Lost pods go at once; one that a living kubelet can still end drains as it always does."""
     return tuple(
         Delete(
             kind=POD,
             name=r.view.name,
             uid=r.view.uid,
-            grace_s=0 if r.standing is Standing.LOST else None,
+            grace_s=0 if r.struck_off else None,
         )
         for r in where.removals
     )

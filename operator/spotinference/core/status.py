@@ -321,6 +321,9 @@ def _metrics(observed: Observed, d: Decision) -> Finding:
 def _interrupted(fleet: Fleet) -> Finding:
     gone = {Standing.SILENT, Standing.LEAVING, Standing.LOST}
     hit = [r for r in fleet.every if r.standing in gone and not r.view.deleting]
+    hinted = [r for r in fleet.every if r.hinted and not r.view.deleting]
+    if not hit and hinted:
+        return Finding(False, Reason.AT_RISK, _list_of(hinted))
     if not hit:
         return Finding(False, Reason.UNDISTURBED, "no node of a replica is being reclaimed")
     noticed = [r for r in hit if r.view.node is not None and r.view.node.notice is not None]
@@ -335,7 +338,8 @@ def _list_of(replicas: Sequence[Replica]) -> str:
         node = replica.view.node
         if node is None:
             continue
-        why = node.notice.source if node.notice is not None else f"node is {node.health}"
+        sign = node.notice or node.hint
+        why = sign.source if sign is not None else f"node is {node.health}"
         if replica.view.ended:
             why = replica.view.failure or "ended by the kubelet"
         parts.append(f"{replica.view.name} on node {node.name} in {replica.view.market}: {why}")

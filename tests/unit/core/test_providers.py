@@ -7,11 +7,19 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from spotinference.api.kinds import Json
-from spotinference.core.observed import NodeHealth
-from spotinference.core.providers import Provider, health_of, notice_of
+from spotinference.core.health import health_of
+from spotinference.core.notices import Signals, notices, sightings
+from spotinference.core.observed import NodeHealth, Notice
+from spotinference.core.providers import Provider
 
 SEEN = datetime(2026, 11, 1, 12, 0, 0, tzinfo=UTC)
 READY = {"type": "Ready", "status": "True"}
+
+
+def notice_of(node: Json, provider: Provider, notice_seconds: int, seen: datetime) -> Notice | None:
+    """The firm notice of a node whose signs were all first seen at `seen`."""
+    found = sightings(Signals(node), provider, notice_seconds, seen)
+    return notices("n", found, {s.source: seen for s in found}, notice_seconds)[0]
 
 
 def node(**parts: object) -> Json:

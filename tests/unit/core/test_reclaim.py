@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
+
 from spotinference.core.observed import Market
 from spotinference.core.plan import DoomReason
+from spotinference.core.reconcile import decide
 from tests.support.world import World, pool, tier, world
 
 
@@ -255,3 +258,98 @@ def test_a_scale_down_never_counts_on_an_evicted_pod_and_kills_a_busy_one() -> N
     plan = w.step()
     assert not plan.scales
     assert w.total == 2
+
+
+def test_a_hint_dooms_nothing_but_no_replica_is_placed_beside_it() -> None:
+    w = serving()
+    w.nodes[w.node_of("spot-a/zone-1")].hinted = True
+    w.run(60)
+    assert [x.what for x in w.writes if x.what != "status"] == []
+    assert w.condition("Interrupted") == ("False", "AtRisk")
+    assert "event test" in w.message("Interrupted")
+    w.streams = 16
+    w.run(90)
+    assert w.replicas.get("spot-a/zone-1") == 1
+    assert w.total > 1
+
+
+def test_with_a_hint_on_the_only_market_it_is_used_all_the_same() -> None:
+    w = World(
+        spec=tier(placement={"pools": ["spot-a"]}, cache={"accessMode": "ReadWriteMany"}),
+        pools={"spot-a": pool(("zone-1",))},
+    )
+    w.settle()
+    w.streams = 1
+    w.run(60)
+    next(iter(w.nodes.values())).hinted = True
+    w.streams = 16
+    w.run(90)
+    assert w.replicas == {"spot-a/zone-1": 2}
+
+
+def test_of_two_replicas_the_one_with_a_hint_goes_first() -> None:
+    w = world()
+    w.streams = 16
+    w.run(120)
+    kept = set(w.pods)
+    older = min(w.pods.values(), key=lambda p: p.created_at)
+    assert older.node is not None
+    w.nodes[older.node].hinted = True
+    w.streams = 1
+    w.run(900)
+    assert len(w.ready) == 1
+    assert w.ready[0].name in kept - {older.name}
+
+
+def test_a_replica_with_work_drains_as_long_as_its_notice_allows() -> None:
+    w = serving(interruption={"drain": "20s"})  # told to go, it is gone after at most 30 s
+    doomed = next(iter(w.pods))
+    w.notice(w.node_of("spot-a/zone-1"), 120)
+    w.step()
+    assert w.replicas == {"spot-a/zone-1": 1, "spot-a/zone-2": 1}
+    for _ in range(87):
+        w.pods[doomed].running = 1  # the gateway leaves a long answer where it is
+        plan = decide(w.observe())
+        w.carry_out(plan)
+        assert w.replicas["spot-a/zone-1"] == 1
+        assert not plan.deletes
+        w.now += timedelta(seconds=1)
+    w.now += timedelta(seconds=3)
+    w.carry_out(decide(w.observe()))
+    assert w.replicas == {"spot-a/zone-2": 1}
+
+
+def test_a_doomed_replica_without_work_does_not_wait_for_its_deadline() -> None:
+    w = serving()
+    w.streams = 0
+    w.step()
+    w.notice(w.node_of("spot-a/zone-1"), 120)
+    w.step()
+    assert w.replicas == {"spot-a/zone-2": 1}
+
+
+def test_the_only_market_drains_its_doomed_replica_beside_the_new_one() -> None:
+    w = World(spec=tier(placement={"pools": ["spot-a"]}), pools={"spot-a": pool(("zone-1",))})
+    w.settle()
+    w.streams = 1
+    w.run(60)
+    doomed = next(iter(w.pods))
+    w.notice(next(iter(w.nodes)), 120)
+    w.pods[doomed].running = 1
+    w.carry_out(decide(w.observe()))
+    assert w.replicas == {"spot-a/zone-1": 2}
+    assert w.pods[doomed].deleting_until is None
+
+
+def test_a_replica_that_outlives_its_notice_on_a_living_node_is_ended_by_its_kubelet() -> None:
+    w = serving()
+    doomed = next(iter(w.pods))
+    w.notice(w.node_of("spot-a/zone-1"), 10)
+    w.now += timedelta(seconds=11)  # the provider is late, the node still there
+    plan = decide(w.observe())
+    assert [(d.name, d.grace_s) for d in plan.deletes] == [(doomed, None)]
+    w.carry_out(plan)
+    assert not decide(w.observe()).deletes
+    w.nodes[w.node_of("spot-a/zone-1")].silent = True
+    plan = decide(w.observe())
+    assert [(d.name, d.grace_s) for d in plan.deletes] == [(doomed, 0)]
