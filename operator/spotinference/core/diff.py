@@ -67,7 +67,36 @@ def differs(desired: Json, live: Json) -> bool:
 
 
 def difference(desired: Json, live: Json) -> str:
-    """Path of the first field of ours that differs, "" when none does."""
+    """Path of the first field of ours that differs, "" when none does.
+
+    Most comparisons find nothing, again and again; those are remembered by version and hash.
+    """
+    key = _key(desired, live)
+    if key is not None and key in _SAME:
+        return ""
+    found = _compared(desired, live)
+    if key is not None and not found:
+        if len(_SAME) >= MAX_REMEMBERED:
+            _SAME.clear()
+        _SAME.add(key)
+    return found
+
+
+MAX_REMEMBERED = 50_000
+_SAME: set[tuple[str, str, str, object]] = set()
+"""(uid and resourceVersion of the live object, hash and replicas of ours): a version never changes."""
+
+
+def _key(desired: Json, live: Json) -> tuple[str, str, str, object] | None:
+    metadata = live.get("metadata", {})
+    uid, version = metadata.get("uid"), metadata.get("resourceVersion")
+    digest = (desired["metadata"].get("annotations") or {}).get(ANNOTATION_SPEC_HASH)
+    if uid is None or version is None or digest is None:
+        return None
+    return uid, version, digest, desired.get("spec", {}).get("replicas")
+
+
+def _compared(desired: Json, live: Json) -> str:
     wanted = {k: v for k, v in desired.items() if k not in {"apiVersion", "kind"}}
     metadata = {k: v for k, v in desired["metadata"].items() if k != "resourceVersion"}
     return _dict_difference({**wanted, "metadata": metadata}, live, "")

@@ -23,7 +23,7 @@ def serving(**changes: object) -> World:
 
 def test_a_hand_edited_image_is_put_back_and_an_event_names_the_field() -> None:
     w = world()
-    body = w.children[ENGINE]
+    body = w.by_hand(*ENGINE)
     body["spec"]["template"]["spec"]["containers"][0]["image"] = "evil:latest"
     w.step()
     image = w.children[ENGINE]["spec"]["template"]["spec"]["containers"][0]["image"]
@@ -34,7 +34,7 @@ def test_a_hand_edited_image_is_put_back_and_an_event_names_the_field() -> None:
 
 def test_hand_scaled_replicas_are_put_back_in_one_step() -> None:
     w = serving()
-    w.children[ENGINE]["spec"]["replicas"] = 4
+    w.by_hand(*ENGINE)["spec"]["replicas"] = 4
     w.step()
     assert w.replicas == {"spot-a/zone-1": 1}
     assert any(e.startswith("Reverted") and "spec.replicas" in e for e in w.events)
@@ -42,7 +42,7 @@ def test_hand_scaled_replicas_are_put_back_in_one_step() -> None:
 
 def test_a_selector_with_a_key_more_is_put_back() -> None:
     w = world()
-    w.children[("Service", "chat-engine")]["spec"]["selector"]["app"] = "mine"
+    w.by_hand("Service", "chat-engine")["spec"]["selector"]["app"] = "mine"
     w.step()
     assert "app" not in w.children[("Service", "chat-engine")]["spec"]["selector"]
 
