@@ -17,6 +17,8 @@ from aiohttp import web
 from spotinference.api.kinds import POD, Json
 from spotinference.devcluster.simengine.faults import Fault
 from spotinference.gateway.config import GatewaySettings
+from spotinference.gateway.listener import Listener
+from spotinference.gateway.messages import Request
 from spotinference.gateway.reply import Reply
 from tests.support.eventually import eventually
 from tests.support.gateway import (
@@ -316,7 +318,7 @@ async def test_a_large_answer_that_nobody_takes_is_given_up_at_the_deadline(kind
     ended: asyncio.Future[BaseException | None] = asyncio.get_running_loop().create_future()
     large = b"x" * 16 * 1024 * 1024
 
-    async def handle(http: web.BaseRequest) -> web.StreamResponse:
+    async def handle(http: Request) -> web.StreamResponse:
         reply = Reply(http, settings, "id")
         try:
             if kind == "whole":
@@ -327,7 +329,7 @@ async def test_a_large_answer_that_nobody_takes_is_given_up_at_the_deadline(kind
             ended.set_result(error)
             raise
 
-    runner = web.ServerRunner(web.Server(handle))
+    runner = web.ServerRunner(Listener(handle, settings))
     await runner.setup()
     site = web.TCPSite(runner, "127.0.0.1", 0)
     await site.start()

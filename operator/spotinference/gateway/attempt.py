@@ -7,36 +7,47 @@ now and then, and most end before they are old enough to be asked for their dead
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
+from typing import Self
 
 from spotinference.clients.engine_http import Answer
 from spotinference.core.routing import Work
 from spotinference.gateway.replicas import Replica
 from spotinference.gateway.vitals import Vitals
 
+Judge = Callable[["Attempt", BaseException | None], None]
+"""Closes an attempt that is over; raises what its error really was."""
+
 
 class Attempt:
+    """A context: while it is open the replica counts it, at its end the replica is judged by it."""
+
     __slots__ = (
         "_dropped",
         "_first_at",
+        "_judge",
         "_sent_at",
-        "_stream",
         "_tokens",
         "_vitals",
         "answer",
         "due_at",
         "expired",
         "replica",
+        "stream",
         "work",
     )
 
-    def __init__(self, replica: Replica, work: Work, vitals: Vitals, *, stream: bool) -> None:
+    def __init__(
+        self, replica: Replica, work: Work, vitals: Vitals, judge: Judge, *, stream: bool
+    ) -> None:
         self.replica = replica
+        self._judge = judge
         self.work = work
         self.answer: Answer | None = None
         self.expired: str | None = None
         """the deadline that ended it: `first` or `total`"""
         self._vitals = vitals
-        self._stream = stream
+        self.stream = stream
         self._tokens = work.tokens(vitals.usual_answer_tokens(replica.tier))
         self._sent_at = asyncio.get_running_loop().time()
         self._first_at: float | None = None
@@ -46,6 +57,12 @@ class Attempt:
         replica.running += 1
         replica.outstanding += self._tokens
         replica.on_gone.add(self.drop)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, _: object, error: BaseException | None, __: object) -> None:
+        self._judge(self, error)
 
     def drop(self) -> None:
         """Whoever reads the answer gets an error at once."""
@@ -68,7 +85,7 @@ class Attempt:
         if not whole:
             return
         replica.answered()
-        if self._first_at is not None and self._stream and self.answer is not None:
+        if self._first_at is not None and self.stream and self.answer is not None:
             took_s = asyncio.get_running_loop().time() - self._first_at
             self._vitals.answered(replica.tier, self.answer.reads, took_s)
 
@@ -80,7 +97,7 @@ class Attempt:
         self._first_at = now = asyncio.get_running_loop().time()
         replica.outstanding -= work.prompt_tokens
         self._tokens -= work.prompt_tokens
-        if self._stream:
+        if self.stream:
             self._vitals.first(replica.tier, work, now - self._sent_at)
         assert self.answer is not None
         self.answer.expect_within(self._vitals.next_s(replica.tier))
@@ -94,7 +111,7 @@ class Attempt:
         if now < self.due_at or self._dropped:
             return False
         limits = self._vitals.deadlines(self.replica.tier, self.work)
-        waits_for_first = self._first_at is None and self._stream
+        waits_for_first = self._first_at is None and self.stream
         limit_s = limits.first_s if waits_for_first else limits.total_s
         self.due_at = self._sent_at + limit_s
         if now < self.due_at:

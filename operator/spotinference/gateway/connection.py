@@ -15,12 +15,12 @@ from typing import TYPE_CHECKING, Any, cast
 import structlog
 from aiohttp import HttpVersion10, HttpVersion11, StreamReader, web
 from aiohttp.base_protocol import BaseProtocol
-from aiohttp.http import RawRequestMessage, StreamWriter
+from aiohttp.http import RawRequestMessage
 from aiohttp.tcp_helpers import tcp_keepalive
 from aiohttp.web_protocol import ERROR, RequestHandler, _ErrInfo
 
 from spotinference.gateway.errors import Code, GatewayError
-from spotinference.gateway.reply import Sent
+from spotinference.gateway.messages import Request, Sent
 
 if TYPE_CHECKING:
     from spotinference.gateway.listener import Listener
@@ -38,22 +38,6 @@ class UnspokenVersion(Exception):
 def malformed(message: str) -> GatewayError:
     """Ends the request and, by its code, the connection: where the next one begins is unsure."""
     return GatewayError(Code.MALFORMED_HTTP, message)
-
-
-class Request(web.BaseRequest):
-    """Makes aiohttp's writer when it is asked for: most answers go out past it (`reply.at_once`)."""
-
-    _made: StreamWriter | None = None
-
-    @property
-    def _payload_writer(self) -> StreamWriter:
-        if self._made is None:
-            self._made = StreamWriter(self._protocol, self._loop)
-        return self._made
-
-    @_payload_writer.setter
-    def _payload_writer(self, _: object) -> None:
-        """What the base class is given is not used."""
 
 
 class Connection(RequestHandler):

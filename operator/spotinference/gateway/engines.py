@@ -99,41 +99,35 @@ class Engines:
         """Ends the probing of ejected replicas."""
         self._closed.set()
 
-    def answer(
-        self, replica: Replica, path: str, body: bytes, *, request_id: str, stream: bool, work: Work,
-        patience: Patience | None = None,
-    ) -> _Opened:  # fmt: skip
-        """A context: the engine's 200, its body unread; while it is open the replica counts it.
+    def attempt(self, replica: Replica, work: Work, *, stream: bool) -> Attempt:
+        """A context for `ask` and for what is read of its answer.
 
         When the replica leaves the cluster, or a deadline passes, reading fails at once.
-        `patience` waits until the engine speaks, and may do something else meanwhile.
         """
-        given = (path, body, request_id, patience)
-        return _Opened(self, replica, given, stream=stream, work=work)
-
-    def begin(self, replica: Replica, work: Work, *, stream: bool) -> Attempt:
-        attempt = Attempt(replica, work, self._vitals, stream=stream)
+        attempt = Attempt(replica, work, self._vitals, self._end, stream=stream)
         self._open.add(attempt)
         return attempt
 
-    def end(self, attempt: Attempt, error: BaseException | None) -> Silent | None:
+    def _end(self, attempt: Attempt, error: BaseException | None) -> None:
         """Closes the attempt and judges its replica by it.
 
-        Returns what the error really was when a deadline of ours caused it.
+        An answer that was not read to its end is aborted, so that the engine stops. `Silent` is
+        raised where a deadline of ours caused the error.
         """
         self._open.discard(attempt)
         attempt.close(whole=error is None)
         self._slot(attempt.replica)
+        if attempt.answer is not None:
+            attempt.answer.close()
         if not isinstance(error, _BLAMED):
-            return None
+            return
         self._strike(attempt.replica, error)
         which = attempt.expired
         if which is None and isinstance(error.__cause__, engine_http.Silent):
             which = "next"
-        if which is None:
-            return None
-        self._metrics.deadlines.labels(attempt.replica.tier.name, which).inc()
-        return Silent(f"{attempt.replica.name}: past the deadline ({which})")
+        if which is not None:
+            self._metrics.deadlines.labels(attempt.replica.tier.name, which).inc()
+            raise Silent(f"{attempt.replica.name}: past the deadline ({which})") from error
 
     async def watch(self) -> None:
         """Drops answers that are past their deadlines; runs until cancelled."""
@@ -144,27 +138,23 @@ class Engines:
             for attempt in [a for a in self._open if a.due_at <= at]:
                 attempt.look(at)
 
-    async def post(
-        self, attempt: Attempt, path: str, body: bytes, request_id: str, patience: Patience | None
-    ) -> Answer:
-        """Any answer, its head read; how that fails is one of this module's exceptions."""
-        settings, replica = self._settings, attempt.replica
-        try:
-            answer = self._pool.idle(replica.base_url)
-            if answer is None:
-                async with _until_gone(replica):
-                    answer = await self._pool.connection(
-                        replica.base_url, settings.connect_timeout_s
-                    )
-        except NoConnection as error:
-            raise Unreachable(f"{replica.name}: {error}") from error
-        except TimeoutError as error:
-            raise Lost(f"{replica.name}: it left the cluster") from error
+    async def ask(
+        self, attempt: Attempt, path: str, body: bytes, *, request_id: str,
+        patience: Patience | None = None,
+    ) -> Answer:  # fmt: skip
+        """The engine's 200, its body unread; how that fails is one of this module's exceptions.
+
+        `patience` waits until the engine speaks, and may do something else meanwhile.
+        """
+        replica = attempt.replica
+        answer = self._pool.idle(replica.base_url)
+        if answer is None:
+            answer = await self._connection(replica)
         headers = f"Content-Type: application/json\r\nX-Request-Id: {request_id}\r\n"
         request = head("POST", replica.base_url, path, headers, len(body)) + body
         attempt.answered_by(answer)
         try:
-            answer.ask(request, settings.answer_timeout_s)
+            answer.ask(request, self._settings.answer_timeout_s)
             if patience is not None:
                 await patience(answer)
             await answer.head()
@@ -173,28 +163,21 @@ class Engines:
         finally:
             if not answer.status:
                 answer.drop()
+        if answer.status != 200:
+            raise await _refusal(answer)
+        _check_type(answer, "text/event-stream" if attempt.stream else "application/json")
         return answer
 
-    async def check(self, response: Answer, *, stream: bool) -> None:
-        status = response.status
-        if status == 200:
-            expected = "text/event-stream" if stream else "application/json"
-            if response.content_type != expected:
-                raise Failed(f"a 200 of type {response.content_type!r}, not {expected!r}")
-            if response.headers.get("content-encoding", "identity") != "identity":
-                raise Failed("a compressed answer that was not asked for")
-            return
+    async def _connection(self, replica: Replica) -> Answer:
         try:
-            body = await _bounded(response, MAX_ERROR_BYTES)
-        except Broken as error:
-            raise Lost(f"{error}") from error
-        if status in {408, 429, 503}:
-            raise Busy(f"status {status}")
-        if status == 500 and _SHUTDOWN in body:
-            raise Draining
-        if (400 <= status < 500 or status == 501) and status not in {401, 403, 407}:
-            raise Refused(status, body)  # 501: vLLM for an API that its model does not have
-        raise Failed(f"status {status}")
+            async with _until_gone(replica):
+                return await self._pool.connection(
+                    replica.base_url, self._settings.connect_timeout_s
+                )
+        except NoConnection as error:
+            raise Unreachable(f"{replica.name}: {error}") from error
+        except TimeoutError as error:
+            raise Lost(f"{replica.name}: it left the cluster") from error
 
     async def max_model_len(self, replica: Replica) -> int:
         """The context window that the engine reports; `Lost` or `Failed` when it does not."""
@@ -302,49 +285,29 @@ _BLAMED = (Lost, Failed, EngineFailed, EventTooLong)
 """What a replica is judged by. Not `Unreachable`: that ejects by itself."""
 
 
-class _Opened:
-    """The context that `Engines.answer` gives; a class, because it is entered for each request."""
+def _check_type(answer: Answer, expected: str) -> None:
+    if answer.content_type != expected:
+        raise Failed(f"a 200 of type {answer.content_type!r}, not {expected!r}")
+    if answer.headers.get("content-encoding", "identity") != "identity":
+        raise Failed("a compressed answer that was not asked for")
 
-    __slots__ = ("_attempt", "_engines", "_given", "_replica", "_stream", "_work")
 
-    def __init__(
-        self,
-        engines: Engines,
-        replica: Replica,
-        given: tuple[str, bytes, str, Patience | None],
-        *,
-        stream: bool,
-        work: Work,
-    ) -> None:
-        self._engines = engines
-        self._replica = replica
-        self._given = given
-        self._stream = stream
-        self._work = work
-
-    async def __aenter__(self) -> Attempt:
-        engines = self._engines
-        attempt = engines.begin(self._replica, self._work, stream=self._stream)
-        self._attempt = attempt
-        try:
-            answer = await engines.post(attempt, *self._given)
-            await engines.check(answer, stream=self._stream)
-        except BaseException as error:
-            self._close(error)
-            raise
-        return attempt
-
-    async def __aexit__(self, _: object, error: BaseException | None, __: object) -> None:
-        self._close(error)
-
-    def _close(self, error: BaseException | None) -> None:
-        """An answer that was not read to its end is aborted, so that the engine stops."""
-        attempt = self._attempt
-        silent = self._engines.end(attempt, error)
-        if attempt.answer is not None:
-            attempt.answer.close()
-        if silent is not None:
-            raise silent from error
+async def _refusal(answer: Answer) -> Exception:
+    """What a status other than 200 means."""
+    status = answer.status
+    try:
+        body = await _bounded(answer, MAX_ERROR_BYTES)
+    except Broken as error:
+        lost = Lost(f"{error}")
+        lost.__cause__ = error
+        return lost
+    if status in {408, 429, 503}:
+        return Busy(f"status {status}")
+    if status == 500 and _SHUTDOWN in body:
+        return Draining()
+    if (400 <= status < 500 or status == 501) and status not in {401, 403, 407}:
+        return Refused(status, body)  # 501: vLLM for an API that its model does not have
+    return Failed(f"status {status}")
 
 
 @asynccontextmanager

@@ -10,14 +10,16 @@ from __future__ import annotations
 import asyncio
 import re
 from collections.abc import Awaitable, Callable
+from typing import Any, cast
 
 from aiohttp import HttpVersion11, web
 
 from spotinference.gateway.config import GatewaySettings
 from spotinference.gateway.connection import Connection, malformed
 from spotinference.gateway.errors import Code, GatewayError
+from spotinference.gateway.messages import Request
 
-Handler = Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]
+Handler = Callable[[Request], Awaitable[web.StreamResponse]]
 
 SWEEP_S = 1.0
 _HOST = re.compile(r"[A-Za-z0-9._~%-]*(:[0-9]*)?|\[[0-9A-Fa-f:.]+\](:[0-9]*)?")
@@ -52,7 +54,7 @@ class Listener(web.Server):
     ) -> None:
         """`on_refused` is told of messages that never became a request."""
         super().__init__(
-            handler,
+            cast("Any", handler),
             handler_cancellation=True,
             access_log=None,
             keepalive_timeout=settings.idle_timeout_s,

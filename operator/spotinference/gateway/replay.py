@@ -19,7 +19,8 @@ from aiohttp import web
 
 from spotinference.gateway.config import GatewaySettings
 from spotinference.gateway.errors import Code, GatewayError
-from spotinference.gateway.reply import ANSWER_HEADERS, Reply
+from spotinference.gateway.messages import Request
+from spotinference.gateway.reply import Reply
 
 IDEMPOTENCY_KEY = "Idempotency-Key"
 EVENT_IDS = "x-spotinference-event-ids"
@@ -174,9 +175,7 @@ class Recording:
 class RecordedReply(Reply):
     """Takes an exchange's answer in the place of a connection."""
 
-    def __init__(
-        self, http: web.BaseRequest, settings: GatewaySettings, recording: Recording
-    ) -> None:
+    def __init__(self, http: Request, settings: GatewaySettings, recording: Recording) -> None:
         super().__init__(http, settings, recording.request_id)
         self._recording = recording
 
@@ -185,7 +184,7 @@ class RecordedReply(Reply):
         return self._recording.headers is not None
 
     async def begin(self, headers: dict[str, str] | None = None) -> None:
-        own = self._http.get(ANSWER_HEADERS, {})
+        own = self._http.answer_headers
         self._recording.begin({**own, **self.headers, **(headers or {})})
 
     def push(self, data: bytes) -> bool:

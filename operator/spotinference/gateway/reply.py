@@ -16,35 +16,13 @@ from aiohttp.helpers import rfc822_formatted_time
 
 from spotinference.gateway.config import GatewaySettings
 from spotinference.gateway.errors import GatewayError
+from spotinference.gateway.messages import Request, Sent
 
-ANSWER_HEADERS = web.RequestKey("answer_headers", dict)
-"""Headers that any answer to this request carries."""
 FLUSH_TIMEOUT_S = 1.0
 """The last event before an abort gets this long to leave."""
 LOW_WATER_BYTES = 16 * 1024
 """A transport takes writes without a pause while no more than this is buffered: a paused one
 resumes there, an unpaused one pauses at four times as much."""
-
-
-class Sent(web.StreamResponse):
-    """Tells aiohttp that the whole answer is out already, and that the connection stays.
-
-    Its own way of writing one costs more than all else that a request needs on the client's side.
-    """
-
-    @property
-    def prepared(self) -> bool:
-        return True
-
-    @property
-    def keep_alive(self) -> bool:
-        return True
-
-    async def prepare(self, request: web.BaseRequest) -> None:
-        del request
-
-    async def write_eof(self, data: bytes = b"") -> None:
-        del data
 
 
 class Reply:
@@ -61,7 +39,7 @@ class Reply:
         "request_id",
     )
 
-    def __init__(self, http: web.BaseRequest, settings: GatewaySettings, request_id: str) -> None:
+    def __init__(self, http: Request, settings: GatewaySettings, request_id: str) -> None:
         self._http = http
         self._settings = settings
         self.request_id = request_id
@@ -70,7 +48,7 @@ class Reply:
         self._chunked = False
         self._alive: asyncio.Task[None] | None = None
         self.aborted = False
-        self.headers: dict[str, str] = dict(http.get(ANSWER_HEADERS, {}))
+        self.headers: dict[str, str] = dict(http.answer_headers)
         """on every answer, streamed or whole"""
         self.as_event: Callable[[GatewayError], bytes] = GatewayError.event
         """the error in the form that this stream's clients read"""

@@ -40,11 +40,6 @@ class Search:
         self.found_at = time.monotonic()
         """monotonic; when the last replica was found"""
 
-    @property
-    def parked_s(self) -> float:
-        """Waited for a replica, in all."""
-        return self._waiting.parked_s
-
     async def replica(self) -> Replica:
         """The next to try; waits for one within the cap, else `wake_timeout` or `engine_busy`."""
         while True:

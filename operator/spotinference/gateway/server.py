@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import random
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 
 import orjson
 import structlog
@@ -24,9 +24,9 @@ from spotinference.gateway import (
     listener,
     metrics,
     models,
-    relay,
     replay,
     requests,
+    whole,
 )
 from spotinference.gateway.catalogue import Tier
 from spotinference.gateway.context import Context
@@ -34,17 +34,17 @@ from spotinference.gateway.errors import Code, GatewayError
 from spotinference.gateway.exchange import Exchange
 from spotinference.gateway.ids import Ids
 from spotinference.gateway.keys import KeyRing
-from spotinference.gateway.relay import Relay, ResponsesRelay
+from spotinference.gateway.listener import Handler
+from spotinference.gateway.messages import Request
 from spotinference.gateway.replay import Asked, RecordedReply, Recording
-from spotinference.gateway.reply import ANSWER_HEADERS, Reply, at_once
+from spotinference.gateway.reply import Reply, at_once
+from spotinference.gateway.response_stream import ResponseStream
+from spotinference.gateway.streamed import Gathered, Streamed
+from spotinference.gateway.whole import Whole
 
 log = structlog.get_logger(__name__)
 
-Handler = Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]
 SEED_BITS = 31
-REQUEST_ID = web.RequestKey("request_id", str)
-KEY = web.RequestKey("key", ApiKey)
-TIER_NAME = web.RequestKey("tier_name", str)
 
 
 class Server:
@@ -58,6 +58,7 @@ class Server:
         self.stopping = False
         self._ids = Ids()
         self._running: set[asyncio.Task[object]] = set()
+        context.metrics.in_flight.set_function(lambda: len(self._running))
         self._background: set[asyncio.Task[None]] = set()
         """requests that run apart from their client's connection"""
         self._routes: dict[tuple[str, str], Handler] = {
@@ -74,14 +75,13 @@ class Server:
 
     # --- entry points ---------------------------------------------------------------------------
 
-    async def handle(self, http: web.BaseRequest) -> web.StreamResponse:
+    async def handle(self, http: Request) -> web.StreamResponse:
         """Every request of the client port."""
         task = asyncio.current_task()
         assert task is not None
         self._running.add(task)
-        self._context.metrics.in_flight.inc()
         request_id = self._ids()
-        http[REQUEST_ID] = request_id
+        http.request_id = request_id
         try:
             response = await self._handler(http)(http)
         except GatewayError as error:
@@ -102,9 +102,8 @@ class Server:
             return response
         finally:
             self._running.discard(task)
-            self._context.metrics.in_flight.dec()
 
-    async def handle_operational(self, http: web.BaseRequest) -> web.StreamResponse:
+    async def handle_operational(self, http: Request) -> web.StreamResponse:
         """Health and metrics, on a port of their own."""
         handler = self._operational.get(_path(http)) if http.method == "GET" else None
         return await handler(http) if handler is not None else web.Response(status=404)
@@ -120,7 +119,7 @@ class Server:
                 log.warning("drain.cut", answers=len(late))
                 await asyncio.wait(late, timeout=3)
 
-    def _handler(self, http: web.BaseRequest) -> Handler:
+    def _handler(self, http: Request) -> Handler:
         listener.check(http)
         path = _path(http)
         handler = self._routes.get((http.method, path))
@@ -134,13 +133,11 @@ class Server:
         """Counts what never became a request."""
         self._context.metrics.requests.labels(metrics.OTHER, error.code.wire).inc()
 
-    def _refused(self, http: web.BaseRequest, error: GatewayError) -> web.StreamResponse:
-        self._context.metrics.requests.labels(
-            http.get(TIER_NAME, metrics.OTHER), error.code.wire
-        ).inc()
+    def _refused(self, http: Request, error: GatewayError) -> web.StreamResponse:
+        self._context.metrics.requests.labels(http.tier_name, error.code.wire).inc()
         headers = {
             **error.headers(),
-            "x-request-id": http[REQUEST_ID],
+            "x-request-id": http.request_id,
             **self._limit_headers(http),
         }
         if error.status in {429, 503} and not self.stopping:  # refusals come in crowds: cheaply
@@ -154,7 +151,7 @@ class Server:
 
     # --- what engines answer --------------------------------------------------------------------
 
-    async def _engine(self, http: web.BaseRequest) -> web.StreamResponse:
+    async def _engine(self, http: Request) -> web.StreamResponse:
         key = self._authenticated(http)
         if self.stopping:
             raise errors.stopping()
@@ -171,7 +168,7 @@ class Server:
         return await self._answer(http, key, endpoint, body, size)
 
     async def _recorded(
-        self, http: web.BaseRequest, key: ApiKey, endpoint: Endpoint, raw: bytes, wanted: Asked
+        self, http: Request, key: ApiKey, endpoint: Endpoint, raw: bytes, wanted: Asked
     ) -> web.StreamResponse:
         """The request runs on its own; this connection, and those that join, play what it gives."""
         settings, replays = self._context.settings, self._context.replays
@@ -185,13 +182,13 @@ class Server:
             if wanted.last is not None:
                 raise replay.gone()
             if wanted.ids:
-                http[REQUEST_ID] = forward.own_id(http[REQUEST_ID])
-            recording = Recording(key.id, http[REQUEST_ID], digest, settings.max_recording_bytes)
+                http.request_id = forward.own_id(http.request_id)
+            recording = Recording(key.id, http.request_id, digest, settings.max_recording_bytes)
             run = self._in_the_background(http, key, endpoint, raw, recording)
             self._keep(replays.record(recording, wanted, run))
             connection = Reply(http, settings, recording.request_id)
         else:
-            http[ANSWER_HEADERS] = self._limit_headers(http)
+            http.answer_headers = self._limit_headers(http)
             connection = Reply(http, settings, recording.request_id)
             connection.headers[replay.JOINED] = "true"
         try:
@@ -205,7 +202,7 @@ class Server:
 
     async def _in_the_background(
         self,
-        http: web.BaseRequest,
+        http: Request,
         key: ApiKey,
         endpoint: Endpoint,
         raw: bytes,
@@ -230,7 +227,7 @@ class Server:
 
     async def _answer(
         self,
-        http: web.BaseRequest,
+        http: Request,
         key: ApiKey,
         endpoint: Endpoint,
         body: Json,
@@ -239,19 +236,18 @@ class Server:
     ) -> web.StreamResponse:
         """`size` of the body as it came, in bytes."""
         tier = self._tier(key, body["model"])
-        http[TIER_NAME] = tier.ref.name
+        http.tier_name = tier.ref.name
         kind, prepared = _prepared(endpoint, body, tier, self._context.settings.gather_tokens)
         grant = self._context.limits.admit(
             key, limits.estimate(body, size, completes=endpoint.completes)
         )
-        http[ANSWER_HEADERS] = self._limit_headers(http)
+        http.answer_headers = self._limit_headers(http)
         run = kind(
             self._context,
             http,
             tier,
             prepared,
             key=key,
-            request_id=http[REQUEST_ID],
             body_bytes=size,
             reply=reply,
         )
@@ -265,21 +261,20 @@ class Server:
         finally:
             run.trace.ended(code, delivered=run.account.completion_tokens or 0)
             self._context.usage.over(
-                http[REQUEST_ID], endpoint.value, key, tier, run.trace, run.account
+                http.request_id, endpoint.value, key, tier, run.trace, run.account
             )
             grant.settle((run.account.prompt_tokens or 0) + (run.account.completion_tokens or 0))
         self._context.metrics.requests.labels(tier.ref.name, code).inc()
         return response
 
-    def _limit_headers(self, http: web.BaseRequest) -> dict[str, str]:
-        key = http.get(KEY)
-        return self._context.limits.headers(key) if key is not None else {}
+    def _limit_headers(self, http: Request) -> dict[str, str]:
+        return self._context.limits.headers(http.key) if http.key is not None else {}
 
-    def _authenticated(self, http: web.BaseRequest) -> ApiKey:
+    def _authenticated(self, http: Request) -> ApiKey:
         key = self._keys.authenticate(
             http.headers.getall("Authorization", []), self._context.clock.now()
         )
-        http[KEY] = key
+        http.key = key
         return key
 
     def _tier(self, key: ApiKey, model: str) -> Tier:
@@ -308,24 +303,24 @@ class Server:
 
     # --- the rest -------------------------------------------------------------------------------
 
-    async def _models(self, http: web.BaseRequest) -> web.StreamResponse:
+    async def _models(self, http: Request) -> web.StreamResponse:
         key = self._authenticated(http)
         return _json(models.listed(self._context, key), self._limit_headers(http))
 
-    async def _model(self, http: web.BaseRequest) -> web.StreamResponse:
+    async def _model(self, http: Request) -> web.StreamResponse:
         key = self._authenticated(http)
         name = models.name_in(_path(http))
         shown = models.shown(self._context, self._found(key, name), name)
         return _json(shown, self._limit_headers(http))
 
-    async def _healthz(self, _: web.BaseRequest) -> web.StreamResponse:
+    async def _healthz(self, _: Request) -> web.StreamResponse:
         return web.Response(text="ok\n")
 
-    async def _readyz(self, _: web.BaseRequest) -> web.StreamResponse:
+    async def _readyz(self, _: Request) -> web.StreamResponse:
         reason = "stopping" if self.stopping else self._ready()
         return web.Response(text=f"{reason or 'ok'}\n", status=503 if reason else 200)
 
-    async def _metrics(self, _: web.BaseRequest) -> web.StreamResponse:
+    async def _metrics(self, _: Request) -> web.StreamResponse:
         return web.Response(
             body=self._context.metrics.render(), headers={"Content-Type": metrics.CONTENT_TYPE}
         )
@@ -338,7 +333,7 @@ def _prepared(
     seed = random.getrandbits(SEED_BITS)
     enabled = tier.spec.interruption.continuation == "auto"
     if endpoint.chunked:
-        return Exchange, continuation.prepare(
+        prepared = continuation.prepare(
             endpoint,
             body,
             seed=seed,
@@ -346,12 +341,16 @@ def _prepared(
             parsed=tier.reasoning,
             gather_tokens=gather_tokens,
         )
+        if prepared.stream:
+            return Streamed, prepared
+        return Gathered if prepared.gathered else Whole, prepared
     if endpoint is Endpoint.RESPONSES:
-        return ResponsesRelay, responses.prepare(body, seed=seed, enabled=enabled)
-    return Relay, relay.prepare(endpoint, body)
+        prepared = responses.prepare(body, seed=seed, enabled=enabled)
+        return ResponseStream if prepared.stream else Whole, prepared
+    return Whole, whole.prepare(endpoint, body)
 
 
-def _path(http: web.BaseRequest) -> str:
+def _path(http: Request) -> str:
     """The path as it came, undecoded: only exact matches are served."""
     return http.raw_path.partition("?")[0]
 

@@ -10,9 +10,6 @@ from collections.abc import Callable
 from spotinference.api.keys import ApiKey
 from spotinference.clients.engine_http import Answer
 from spotinference.core import chunks
-from spotinference.core.chunks import Identity
-from spotinference.core.continuation import Prepared
-from spotinference.core.delivered import Delivered
 from spotinference.gateway import errors
 from spotinference.gateway.catalogue import Tier
 from spotinference.gateway.context import Context
@@ -63,36 +60,35 @@ class Waiting:
 
     __slots__ = (
         "_context",
-        "_delivered",
+        "_empty",
         "_expected_s",
         "_key",
-        "_prepared",
         "_reply",
+        "_stream",
         "_ticket",
-        "keep_alive",
         "parked_s",
         "since",
         "tier",
-        "who",
     )
 
     def __init__(
         self,
         context: Context,
         tier: Tier,
-        prepared: Prepared,
-        delivered: Delivered,
         reply: Reply,
         ticket: Ticket,
+        empty: Callable[[], bytes],
         *,
         key: ApiKey,
+        stream: bool,
     ) -> None:
+        """`empty` makes a parsed but empty event of this answer, for a client that waits."""
         self._context = context
         self._key = key
-        self._prepared = prepared
-        self._delivered = delivered
         self._reply = reply
         self._ticket = ticket
+        self._empty = empty
+        self._stream = stream
         self.tier = tier
         """as last seen in the catalogue"""
         self.since: float | None = time.monotonic()
@@ -101,10 +97,6 @@ class Waiting:
         """waited for a replica or a slot, in all"""
         self._expected_s: int | None = None
         """to the replica, as estimated when the wait began; None once it was judged"""
-        self.who: Identity | None = None
-        """set when a chunk of ours had to go out before the engine's first"""
-        self.keep_alive: Callable[[], bytes] | None = None
-        """an event in place of an empty chunk, for streams that are not made of chunks"""
 
     @property
     def begun(self) -> bool:
@@ -195,7 +187,7 @@ class Waiting:
     @property
     def _beats(self) -> bool:
         """Strict keys get no status before the answer; one that has begun is kept alive always."""
-        if not self._prepared.stream:
+        if not self._stream:
             return False
         if self._ticket.answered:
             return True
@@ -242,25 +234,6 @@ class Waiting:
                 empty_at = now + settings.empty_chunk_s
                 await self._reply.write(self._empty())
             await bell.until(min(deadline, empty_at, now + settings.heartbeat_s))
-
-    def _empty(self) -> bytes:
-        """What counts as a sign of life for clients that look at parsed events only."""
-        if self.keep_alive is not None:
-            return self.keep_alive()
-        return chunks.empty_chunk(self._prepared.endpoint, self._identity())
-
-    def _identity(self) -> Identity:
-        """The answer's own; made here when a chunk must go out before the engine's first."""
-        self._delivered.settle()
-        if self._delivered.identity is not None:
-            return self._delivered.identity
-        if self.who is None:
-            self.who = Identity(
-                id=self._prepared.endpoint.id_prefix + self._reply.request_id,
-                created=int(self._context.clock.now().timestamp()),
-                model=self.tier.names[0],
-            )
-        return self.who
 
     def _news(self) -> str:
         if self._paused:
