@@ -7,8 +7,9 @@ Steady state must write nothing at all: a no-op apply is an audited request too.
 from __future__ import annotations
 
 import hashlib
-import json
 from decimal import Decimal, InvalidOperation
+
+import orjson
 
 from spotinference.api.kinds import Json
 from spotinference.api.names import ANNOTATION_SPEC_HASH
@@ -53,9 +54,7 @@ def stamped(manifest: Json) -> Json:
     """
     spec = {k: v for k, v in manifest.get("spec", {}).items() if k != "replicas"}
     hashed = {**manifest, "spec": spec}
-    digest = hashlib.sha256(
-        json.dumps(hashed, sort_keys=True, separators=(",", ":")).encode()
-    ).hexdigest()[:16]
+    digest = hashlib.sha256(orjson.dumps(hashed, option=orjson.OPT_SORT_KEYS)).hexdigest()[:16]
     metadata = manifest["metadata"]
     annotations = {**metadata.get("annotations", {}), ANNOTATION_SPEC_HASH: digest}
     return {**manifest, "metadata": {**metadata, "annotations": annotations}}

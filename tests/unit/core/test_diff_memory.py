@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import copy
+import itertools
 
 from spotinference.api.kinds import Json
 from spotinference.core import diff
 from spotinference.core.diff import difference, stamped
 
+NUMBERS = itertools.count()
+
 
 def pair() -> tuple[Json, Json]:
     ours = stamped({"metadata": {"name": "a"}, "spec": {"replicas": 1, "image": "x"}})
     live = copy.deepcopy(ours)
-    live["metadata"] |= {"uid": "u", "resourceVersion": "1"}
+    live["metadata"] |= {"uid": f"uid-{next(NUMBERS)}", "resourceVersion": "1"}
     return ours, live
 
 
