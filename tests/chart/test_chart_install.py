@@ -9,7 +9,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from spotinference.api.kinds import Json
+from spotinference import errors
+from spotinference.api.kinds import NODE, POD, SECRET, Json
+from spotinference.clients.kube import Kube
 from tests.chart.test_chart_render import VALUES, of_kind, rendered, values_file
 from tests.support import schemas, specs, tools
 from tests.support.cluster import LiveCluster, MakeCluster
@@ -156,3 +158,61 @@ async def test_both_processes_have_in_the_embedded_cluster_the_rights_of_the_cha
     for (kind, name), rules in roles.items():
         out = await cluster.kubectl("-n", "spotinference", "get", kind, name, "-o", "json")
         assert json.loads(out)["rules"] == rules
+
+
+async def test_node_watch_speaks_for_its_own_node_only(
+    cluster: LiveCluster, tmp_path: Path
+) -> None:
+    namespace = "llm-watch"
+    node = {"apiVersion": "v1", "kind": "Node"}
+    pod = {
+        "apiVersion": "v1",
+        "kind": "Pod",
+        "metadata": {"name": "watch", "namespace": namespace},
+        "spec": {
+            "nodeName": "watched-own",
+            "serviceAccountName": "spot-node-watch",
+            "containers": [{"name": "c", "image": "none"}],
+        },
+    }
+    await cluster.kubectl("create", "namespace", namespace)
+    text = tools.output(
+        "helm",
+        *("template", "spot", tools.chart(), "-n", namespace),
+        *("--set", "nodeWatch.enabled=true", "--show-only", "templates/node-watch.yaml"),
+    )
+    # The pods of the DaemonSet itself are of no interest here.
+    bodies = [body for body in yaml.safe_load_all(text) if body["kind"] != "DaemonSet"]
+    bodies += [{**node, "metadata": {"name": name}} for name in ("watched-own", "watched-other")]
+    await cluster.kubectl("apply", "-f", "-", stdin=yaml.safe_dump_all([*bodies, pod]))
+    uid = await cluster.kubectl(
+        "-n", namespace, "get", "pod/watch", "-o", "jsonpath={.metadata.uid}"
+    )
+    bound = ("--bound-object-kind=Pod", "--bound-object-name=watch", f"--bound-object-uid={uid}")
+    token = await cluster.kubectl("-n", namespace, "create", "token", "spot-node-watch", *bound)
+    config = yaml.safe_load(Path(cluster.state.kubeconfig).read_text())
+    config["users"][0]["user"] = {"token": token.strip()}
+    own = tmp_path / "kubeconfig"
+    own.write_text(yaml.safe_dump(config))
+
+    async with await Kube.connect(field_manager="watch", kubeconfig=own) as kube:
+
+        async def announce(name: str) -> Json:
+            status = {"conditions": [{"type": "x", "status": "True"}]}
+            body = {**node, "metadata": {"name": name}, "status": status}
+            return await kube.apply(NODE, body, subresource="status")
+
+        async def policy_holds() -> bool:
+            try:
+                await announce("watched-other")
+            except errors.InvalidInput as error:
+                return "its own node only" in str(error)
+            return False
+
+        await eventually(policy_holds, 30, "the policy is in force")
+        await announce("watched-own")
+        for verb, kind in (("patch", NODE), ("list", NODE), ("list", SECRET), ("list", POD)):
+            assert not await kube.allowed(verb, kind), f"{verb} {kind.plural}"
+    for name in ("watched-own", "watched-other"):
+        await cluster.kubectl("delete", "node", name)
+    await cluster.kubectl("delete", "namespace", namespace, "--wait=false")

@@ -41,6 +41,15 @@ VALUES: dict[str, Json] = {
             }
         }
     },
+    "watched": {
+        "nodeWatch": {
+            "enabled": True,
+            "provider": "aws",
+            "nodeSelector": {"karpenter.sh/capacity-type": "spot"},
+            "podAnnotations": {"team": "a"},
+        },
+        "imagePullSecrets": [{"name": "mirror"}],
+    },
     "open": {"networkPolicy": {"enabled": False}, "crds": {"install": False}},
     "closed": {
         "networkPolicy": {
@@ -62,6 +71,7 @@ REFUSED: dict[str, Json] = {
     "usage to a file": {"gateway": {"usage": {"url": "file:///tmp/usage"}}},
     "no keys": {"gateway": {"keysSecret": ""}},
     "hub without a scheme": {"operator": {"hubEndpoint": "hub.example.com"}},
+    "unknown cloud": {"nodeWatch": {"provider": "ibm"}},
     "no API server port": {"networkPolicy": {"apiServerPorts": []}},
 }
 
@@ -147,6 +157,32 @@ def test_rights_are_the_rules_files_and_nothing_else(tmp_path: Path) -> None:
             assert [subject["name"] for subject in binding["subjects"]] == [
                 binding["roleRef"]["name"]
             ]
+
+
+def test_node_watch_is_off_until_asked_for_and_may_write_conditions_only(tmp_path: Path) -> None:
+    assert not of_kind(rendered(tmp_path), "DaemonSet")
+    objects = rendered(tmp_path, VALUES["watched"])
+    own = [b for b in objects if b["metadata"]["name"] == "spot-node-watch"]
+    roles = [b for b in own if b["kind"] in {"ClusterRole", "Role"}]
+    rules = Path(tools.chart()) / "files" / "node-watch-rules.yaml"
+    assert [role["rules"] for role in roles] == [yaml.safe_load(rules.read_text())]
+    (policy,) = of_kind(own, "ValidatingAdmissionPolicy")
+    (condition,) = policy["spec"]["matchConditions"]
+    assert "system:serviceaccount:llm-system:spot-node-watch" in condition["expression"]
+
+
+def test_node_watch_runs_on_every_spot_node_without_privileges(tmp_path: Path) -> None:
+    (daemons,) = of_kind(rendered(tmp_path, VALUES["watched"]), "DaemonSet")
+    pod = daemons["spec"]["template"]["spec"]
+    assert pod["nodeSelector"] == {"karpenter.sh/capacity-type": "spot"}
+    assert pod["tolerations"] == [{"operator": "Exists"}]
+    assert pod["hostNetwork"] is True
+    assert pod["securityContext"]["runAsNonRoot"] is True
+    (container,) = pod["containers"]
+    assert container["args"] == ["node-watch"]
+    assert container["securityContext"]["readOnlyRootFilesystem"] is True
+    assert container["securityContext"]["capabilities"] == {"drop": ["ALL"]}
+    assert {"requests", "limits"} <= container["resources"].keys()
 
 
 def test_no_right_covers_secrets_or_everything(tmp_path: Path) -> None:
@@ -253,5 +289,5 @@ def test_the_schema_of_the_values_describes_every_default() -> None:
     schema = json.loads((chart / "values.schema.json").read_text())
     defaults = yaml.safe_load((chart / "values.yaml").read_text())
     assert defaults.keys() == schema["properties"].keys() - {"global"}
-    for part in ("operator", "gateway", "image", "networkPolicy", "crds"):
+    for part in ("operator", "gateway", "nodeWatch", "image", "networkPolicy", "crds"):
         assert defaults[part].keys() == schema["properties"][part]["properties"].keys()

@@ -81,6 +81,8 @@ class Reason(StrEnum):
     """A node went, or stopped answering, without a warning."""
     AT_RISK = "AtRisk"
     """Interrupted=False: the provider hints that a node may go; no replica is placed beside it."""
+    NODES_HELD = "NodesHeld"
+    """Interrupted=False: many kubelets fell silent at once but engines answer; nothing is replaced for five minutes."""
     UNDISTURBED = "Undisturbed"
     """No replica is threatened."""
     REVERTED = "Reverted"

@@ -15,6 +15,10 @@ COMMANDS = {
     "dev": ("spotinference.cli.dev", "A Kubernetes with simulated spot GPU nodes on this machine."),
     "demo": ("spotinference.cli.demo", "A streamed answer that survives its GPU, narrated."),
     "operator": ("spotinference.cli.operator", "Run the operator."),
+    "node-watch": (
+        "spotinference.cli.node_watch",
+        "On each spot node: from the cloud's metadata to a node condition.",
+    ),
     "gateway": ("spotinference.cli.gateway", "Run the OpenAI-compatible gateway."),
     "keys": ("spotinference.cli.keys", "Make, list and revoke API keys for the gateway."),
     "usage": ("spotinference.cli.usage", "Read the usage records that a gateway has spooled."),

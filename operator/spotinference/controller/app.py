@@ -116,6 +116,7 @@ def build(config: OperatorConfig, kube: Kube, engines: EngineClient) -> Parts:
     node_events = NodeEvents(kube, router.node_changed)
     nodes.events_of = node_events.of
     scraper = Scraper(store, engines, clock, queue.add)
+    nodes.contact_of = scraper.contact
     observer = Observer(store, nodes, demand, scraper, clock, _settings(config))
     events = EventPoster(writer, metrics, clock, elector.identity)
     actor = Actor(kube, writer, store, demand, events, latencies, clock)
@@ -133,6 +134,8 @@ def build(config: OperatorConfig, kube: Kube, engines: EngineClient) -> Parts:
     metrics.gauge("queue_depth", lambda: queue.depth)
     metrics.gauge("queue_active", lambda: queue.active)
     metrics.gauge("leads", lambda: float(elector.leads()))
+    metrics.gauge("nodes_silent", lambda: len(nodes.silent))
+    metrics.gauge("nodes_held", lambda: len(nodes.held))
     metrics.gauge("tiers", lambda: len(store.all(TIER)))
     parts = Parts(
         elector=elector,

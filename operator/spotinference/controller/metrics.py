@@ -14,6 +14,8 @@ GAUGES = {
     "queue_active": "Tiers that are being looked at.",
     "leads": "1 while this replica is the leader.",
     "tiers": "Tiers that exist.",
+    "nodes_silent": "Nodes with replicas whose kubelet has stopped renewing its Lease.",
+    "nodes_held": "Silent nodes not acted upon: many at once, and their engines answer.",
 }
 """Values that the composition root reads out of its parts."""
 

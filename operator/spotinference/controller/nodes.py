@@ -55,6 +55,13 @@ class NodeWatch:
         self._clock = clock
         self._on_change = on_change
         self._renewals: dict[str, _Renewal] = {}
+        self.silent: frozenset[str] = frozenset()
+        """nodes whose kubelet has stopped renewing"""
+        self.held: frozenset[str] = frozenset()
+        """those of them that are not acted upon"""
+        self._hold_began_at: float | None = None
+        self.contact_of: Callable[[str], health.Contact] = lambda _: health.Contact()
+        """what scraping the engines on a node showed; set by the composition root"""
         self._gone: dict[str, None] = {}
         self._missing_since: dict[str, float] = {}
         self._first_seen: dict[str, dict[str, datetime]] = {}
@@ -72,10 +79,10 @@ class NodeWatch:
             return NodeView(name, self._health_of_absent(name))
         self._missing_since.pop(name, None)
         self._gone.pop(name, None)
-        renewal = self._renewals.get(name)
-        verdict = health.health_of(node, renewal.silent_s if renewal else None)
+        hold = name in self.held
+        verdict = health.health_of(node, self._witness(name), hold=hold)
         firm, hint = self._notices(node, pool) if pool else (None, None)
-        return NodeView(name, verdict, firm, hint)
+        return NodeView(name, verdict, firm, hint, held=hold)
 
     def _health_of_absent(self, name: str) -> NodeHealth:
         now = self._clock.monotonic()
@@ -131,6 +138,29 @@ class NodeWatch:
             del self._renewals[name]
         for name, text in leases.items():
             self._note(name, text, now)
+        self._judge(now)
+
+    def _judge(self, now: float) -> None:
+        """Who is silent, and who of them is held; whose verdict changed is looked at."""
+        seen = {name: w for name in self._renewals if (w := self._witness(name)) is not None}
+        silent = frozenset(name for name, witness in seen.items() if health.silent(witness))
+        began = self._hold_began_at
+        held = health.held(seen, 0.0 if began is None else now - began)
+        if began is None and held:
+            self._hold_began_at = now
+            log.warning("nodes.held", silent=len(silent), of=len(seen), held=len(held))
+        elif not silent:
+            self._hold_began_at = None
+        for name in sorted((silent - held) ^ (self.silent - self.held) | (held ^ self.held)):
+            log.warning("node.silent" if name in silent else "node.back", node=name)
+            self._on_change(name)
+        self.silent, self.held = silent, held
+
+    def _witness(self, name: str) -> health.Witness | None:
+        renewal = self._renewals.get(name)
+        if renewal is None:
+            return None
+        return health.Witness(renewal.silent_s, self.contact_of(name))
 
     async def _leases(self, bound: set[str]) -> dict[str, str]:
         """The renewTime of each node's Lease."""
@@ -154,14 +184,10 @@ class NodeWatch:
         if known is None:
             self._renewals[name] = _Renewal(text, 0.0, now)
             return
-        was_silent = known.silent_s > health.LEASE_STALE_S
         passed_s = min(now - known.polled_at, MAX_COUNTED_S)
         known.silent_s = 0.0 if text != known.text else known.silent_s + passed_s
         known.text = text
         known.polled_at = now
-        if was_silent != (known.silent_s > health.LEASE_STALE_S):
-            log.warning("node.silent" if not was_silent else "node.back", node=name)
-            self._on_change(name)
 
     def _removed(self, kind: Kind, body: Json) -> None:
         if kind != NODE:

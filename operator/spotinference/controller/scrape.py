@@ -19,6 +19,7 @@ from spotinference.api.kinds import POD, Json
 from spotinference.clients.clock import Clock
 from spotinference.clients.vllm import EngineClient, EngineLoad, ScrapeFailed
 from spotinference.controller.store import Store, tier_of
+from spotinference.core.health import Contact
 from spotinference.core.observed import Sample, TierRef
 
 log = structlog.get_logger(__name__)
@@ -42,6 +43,8 @@ class _Target:
     sampled_at: float = 0.0
     failing: bool = False
     ready: bool = False
+    node: str = ""
+    failing_since: float = 0.0
 
 
 @dataclass(slots=True)
@@ -76,6 +79,15 @@ class Scraper:
             return None
         return target.sample
 
+    def contact(self, node: str) -> Contact:
+        """What the engines on a node showed: the second witness of its health."""
+        now = self._clock.monotonic()
+        there = [t for t in self._targets.values() if t.node == node]
+        answered = [now - t.sampled_at for t in there if t.sample is not None]
+        ready = [t for t in there if t.ready]
+        failing_s = min((now - t.failing_since if t.failing else 0.0 for t in ready), default=0.0)
+        return Contact(min(answered, default=None), failing_s)
+
     async def run(self) -> None:
         """Until cancelled."""
         async with asyncio.TaskGroup() as group:
@@ -100,6 +112,7 @@ class Scraper:
             target = self._targets.get(uid)
             if target is None:
                 target = _Target(ref=ref, host=pod["status"]["podIP"], due_at=now)
+                target.node = pod["spec"].get("nodeName", "")
                 self._targets[uid] = target
             if is_ready(pod) and not target.ready:
                 target.ready = True
@@ -126,6 +139,7 @@ class Scraper:
             if not target.failing:
                 log.warning("scrape.failed", tier=str(target.ref), error=str(error))
                 target.failing = True
+                target.failing_since = self._clock.monotonic()
                 self._on_change(target.ref)
         else:
             self.stats.succeeded += 1

@@ -85,6 +85,8 @@ class NodeView:
     """a firm one"""
     hint: Notice | None = None
     """a weak one, of a node without a firm one"""
+    held: bool = False
+    """its kubelet is silent, as are many others, but its engines answer: not acted upon"""
 
 
 @dataclass(frozen=True, slots=True)

@@ -322,6 +322,9 @@ def _interrupted(fleet: Fleet) -> Finding:
     gone = {Standing.SILENT, Standing.LEAVING, Standing.LOST}
     hit = [r for r in fleet.every if r.standing in gone and not r.view.deleting]
     hinted = [r for r in fleet.every if r.hinted and not r.view.deleting]
+    held = [r for r in fleet.every if r.view.node is not None and r.view.node.held]
+    if not hit and held:
+        return Finding(False, Reason.NODES_HELD, _list_of(held))
     if not hit and hinted:
         return Finding(False, Reason.AT_RISK, _list_of(hinted))
     if not hit:
@@ -340,6 +343,8 @@ def _list_of(replicas: Sequence[Replica]) -> str:
             continue
         sign = node.notice or node.hint
         why = sign.source if sign is not None else f"node is {node.health}"
+        if node.held:
+            why = "its kubelet is silent, as many are; the engine answers"
         if replica.view.ended:
             why = replica.view.failure or "ended by the kubelet"
         parts.append(f"{replica.view.name} on node {node.name} in {replica.view.market}: {why}")
@@ -386,6 +391,7 @@ _WARNINGS = frozenset(
         Reason.FORBIDDEN,
         Reason.NOTICE,
         Reason.NODE_LOST,
+        Reason.NODES_HELD,
         Reason.METRICS_UNKNOWN,
     }
 )

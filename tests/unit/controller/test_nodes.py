@@ -7,6 +7,7 @@ import asyncio
 from spotinference.api.kinds import LEASE, NODE, POD, Json
 from spotinference.api.pool import PoolSpec
 from spotinference.controller.nodes import NODE_LEASES, UNSEEN_GRACE_S, signature
+from spotinference.core.health import HOLD_S, LEASE_STALE_S, Contact
 from spotinference.core.observed import NodeHealth
 from tests.support.virtual_time import VirtualClock, virtual_time
 from tests.unit.controller.objects import engine_pod, obj
@@ -172,3 +173,75 @@ def test_a_heartbeat_does_not_change_the_signature_of_a_node() -> None:
     assert signature(before) != signature(node(taints=[{"key": "x", "effect": "NoSchedule"}]))
     assert signature(before) != signature(node(ready="Unknown"))
     assert signature(before) != signature(None)
+
+
+def crowd(clock: VirtualClock, count: int) -> Shell:
+    """`count` nodes with a replica each; their kubelets renew when told to."""
+    it = Shell(clock)
+    for number in range(count):
+        body = node()
+        body["metadata"] |= {"name": f"node-{number}", "uid": f"uid-{number}"}
+        it.have(NODE, body)
+        it.have(POD, engine_pod(f"pod-{number}", node=f"node-{number}"))
+    renew_all(it, clock, range(count))
+    return it
+
+
+def renew_all(it: Shell, clock: VirtualClock, numbers: range) -> None:
+    for number in numbers:
+        lease = obj(LEASE, f"node-{number}", namespace=NODE_LEASES)
+        it.api.put(LEASE, lease | {"spec": {"renewTime": str(clock.monotonic())}})
+
+
+def healths(it: Shell, count: int) -> set[NodeHealth]:
+    return {it.nodes.view(f"node-{number}", POOL).health for number in range(count)}
+
+
+@virtual_time
+async def test_many_nodes_silent_at_once_are_held_while_their_engines_answer(
+    clock: VirtualClock,
+) -> None:
+    it = crowd(clock, 12)
+    it.nodes.contact_of = lambda _: Contact(answered_ago_s=3)
+    task = asyncio.create_task(it.nodes.run())
+    await asyncio.sleep(40)
+    assert len(it.nodes.silent) == len(it.nodes.held) == 12
+    assert healths(it, 12) == {NodeHealth.HEALTHY}
+    assert it.nodes.view("node-3", POOL).held
+    renew_all(it, clock, range(12))
+    await asyncio.sleep(5)
+    assert it.nodes.held == it.nodes.silent == frozenset()
+    task.cancel()
+
+
+@virtual_time
+async def test_a_hold_ends_after_its_time_and_begins_anew_only_after_all_were_back(
+    clock: VirtualClock,
+) -> None:
+    it = crowd(clock, 12)
+    it.nodes.contact_of = lambda _: Contact(answered_ago_s=3)
+    task = asyncio.create_task(it.nodes.run())
+    await asyncio.sleep(LEASE_STALE_S + HOLD_S + 10)
+    assert it.nodes.held == frozenset()
+    assert healths(it, 12) == {NodeHealth.STALE}
+    await asyncio.sleep(HOLD_S)
+    assert it.nodes.held == frozenset()
+    renew_all(it, clock, range(12))
+    await asyncio.sleep(LEASE_STALE_S + 10)
+    assert len(it.nodes.held) == 12
+    task.cancel()
+
+
+@virtual_time
+async def test_nodes_whose_engines_do_not_answer_are_lost_sooner_and_never_held(
+    clock: VirtualClock,
+) -> None:
+    it = crowd(clock, 12)
+    it.nodes.contact_of = lambda _: Contact(answered_ago_s=60, failing_s=20)
+    task = asyncio.create_task(it.nodes.run())
+    await asyncio.sleep(18)
+    assert healths(it, 12) == {NodeHealth.HEALTHY}
+    await asyncio.sleep(8)
+    assert healths(it, 12) == {NodeHealth.STALE}
+    assert set(it.changed_nodes) == {f"node-{number}" for number in range(12)}
+    task.cancel()

@@ -7,9 +7,8 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from spotinference.api.kinds import Json
-from spotinference.core.health import health_of
 from spotinference.core.notices import Signals, notices, sightings
-from spotinference.core.observed import NodeHealth, Notice
+from spotinference.core.observed import Notice
 from spotinference.core.providers import Provider
 
 SEEN = datetime(2026, 11, 1, 12, 0, 0, tzinfo=UTC)
@@ -98,12 +97,3 @@ def test_a_damaged_time_falls_back_to_the_notice_time() -> None:
     found = notice_of(tainted("karpenter.sh/disrupted", "yesterday"), "karpenter", 120, SEEN)
     assert found is not None
     assert found.deadline == SEEN + timedelta(seconds=120)
-
-
-def test_the_health_of_a_node() -> None:
-    unknown = {"type": "Ready", "status": "Unknown"}
-    assert health_of(None, None) is NodeHealth.GONE
-    assert health_of(node(), 5) is NodeHealth.HEALTHY
-    assert health_of(node(), 31) is NodeHealth.STALE
-    assert health_of(node(), None) is NodeHealth.HEALTHY
-    assert health_of(node(status={"conditions": [unknown]}), 1) is NodeHealth.STALE
