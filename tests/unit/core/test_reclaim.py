@@ -261,16 +261,15 @@ def test_a_scale_down_never_counts_on_an_evicted_pod_and_kills_a_busy_one() -> N
 
 
 def test_a_hint_dooms_nothing_but_no_replica_is_placed_beside_it() -> None:
-    w = serving()
+    w = serving(placement={"pools": ["spot-a"]}, cache={"accessMode": "ReadWriteMany"})
     w.nodes[w.node_of("spot-a/zone-1")].hinted = True
     w.run(60)
     assert [x.what for x in w.writes if x.what != "status"] == []
     assert w.condition("Interrupted") == ("False", "AtRisk")
     assert "event test" in w.message("Interrupted")
-    w.streams = 16
-    w.run(90)
-    assert w.replicas.get("spot-a/zone-1") == 1
-    assert w.total > 1
+    w.streams = 24
+    w.run(200)
+    assert w.replicas == {"spot-a/zone-1": 1, "spot-a/zone-2": 2}
 
 
 def test_with_a_hint_on_the_only_market_it_is_used_all_the_same() -> None:
