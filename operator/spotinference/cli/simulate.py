@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import typer
 
+from spotinference.cli import simulate_autoscale
+
 HELP = """Replay traces through the operator's own decisions.
 
 The functions that place and scale replicas in a cluster decide here too, on a virtual clock: weeks
@@ -17,3 +19,6 @@ app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help=HELP)
 @app.callback()
 def simulate() -> None:
     """Replay traces through the operator's own decisions."""
+
+
+app.command("autoscale", help=simulate_autoscale.HELP)(simulate_autoscale.autoscale)

@@ -1,0 +1,196 @@
+"""How many replicas a tier needs: arrivals expected one cold start from now, over what one serves.
+
+    wanted = max( expected / capacity,                       what will arrive, with its margin
+                  (arriving + queue left then / DRAIN_S) / capacity )      and what waits already
+
+Replicas that still start count as replicas, and what they will have served by the time a new one
+could be ready is taken off the queue. Up at once, with headroom for what a ramp brings next; down
+only to what the whole last cold start needed too, at most once in `DOWN_EVERY_S`. Called by the
+autoscaler and by `simulate autoscale`: the same numbers in both. All times in seconds.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field, replace
+
+from spotinference.core import capacity, forecast, idle
+from spotinference.core.capacity import Capacity
+from spotinference.core.forecast import MINUTE_S, Forecaster, Outlook, Switches
+from spotinference.core.idle import IdleTimes
+
+DRAIN_S = 300.0
+"""A queue should be gone this long after the replicas that were added for it are ready."""
+HEADROOM = 0.1
+"""Added to a changed size, so that a ramp takes one step where it would take several."""
+DOWN_EVERY_S = 1800.0
+"""Between two steps down; one step gives back all that is not needed."""
+TINY = 1e-9
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """What was seen since the last reading, and what is there now."""
+
+    at_s: float
+    """since the Unix epoch: the daily pattern needs the time of day"""
+    arrived: float
+    finished: float
+    tokens: float
+    """output tokens finished"""
+    busy_s: float
+    """replica-seconds of work: each replica's time, by how full it was"""
+    waiting: float
+    """requests that wait at an engine or are parked at a gateway"""
+    running: float
+    ready: int
+    starting: int
+
+    @property
+    def current(self) -> int:
+        return self.ready + self.starting
+
+
+@dataclass(frozen=True, slots=True)
+class Rules:
+    """Of one tier."""
+
+    cold_start_s: float
+    least: int = 1
+    most: int = 1
+    idle_timeout_s: float = 600.0
+    drain: bool = True
+    pending: bool = True
+    """ablations: the queue's term; counting replicas that start"""
+    switches: Switches = field(default_factory=Switches)
+
+    @property
+    def ahead_s(self) -> float:
+        """How far a forecast must look: a cold start, and the minute until it is noticed."""
+        return self.cold_start_s + MINUTE_S
+
+
+@dataclass(frozen=True, slots=True)
+class Memory:
+    """Everything the policy remembers of one tier between two readings."""
+
+    forecaster: Forecaster = field(default_factory=Forecaster)
+    capacity: Capacity = field(default_factory=Capacity)
+    idle_times: IdleTimes = field(default_factory=IdleTimes)
+    minute_began_s: float | None = None
+    minute_arrived: float = 0.0
+    outlook: Outlook | None = None
+    needs: tuple[tuple[float, float], ...] = ()
+    """(time, replicas) of the minutes within the last cold start"""
+    down_at_s: float | None = None
+    idle_since_s: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Size:
+    wanted: int
+    reason: str
+
+
+def learn(memory: Memory, reading: Reading, rules: Rules) -> Memory:
+    """The memory after one more reading."""
+    arrived = memory.minute_arrived + reading.arrived
+    memory = replace(
+        _idled(memory, reading),
+        capacity=capacity.observe(
+            memory.capacity, reading.busy_s, reading.finished, reading.tokens
+        ),
+        minute_arrived=arrived,
+    )
+    began = memory.minute_began_s
+    if began is None:
+        return replace(memory, minute_began_s=reading.at_s, minute_arrived=0.0)
+    length = reading.at_s - began
+    if length < MINUTE_S - TINY:
+        return memory
+    at, ahead = reading.at_s, rules.ahead_s
+    forecaster = forecast.observe(memory.forecaster, at, arrived / length, ahead)
+    seen = forecast.outlook(forecaster, at, ahead, rules.switches)
+    needs = memory.needs
+    if memory.capacity.known:
+        first = at - max(rules.cold_start_s, MINUTE_S)
+        kept = tuple(n for n in needs if n[0] >= first)
+        needs = (*kept, (at, seen.upper / memory.capacity.requests_per_s))
+    return replace(
+        memory,
+        forecaster=forecaster,
+        outlook=seen,
+        needs=needs,
+        minute_began_s=at,
+        minute_arrived=0.0,
+    )
+
+
+def size(memory: Memory, reading: Reading, rules: Rules) -> tuple[Size, Memory]:
+    """Replicas wanted now, within the tier's bounds; `memory` has learned this reading."""
+    current = reading.current
+    if current > 0 and _asleep(memory, reading, rules):
+        return Size(0, "idle for long enough"), memory
+    seen = memory.outlook
+    if seen is None or not memory.capacity.known:
+        return Size(_bounded(_unlearned(reading, current), rules), "nothing learned yet"), memory
+    each = memory.capacity.requests_per_s
+    expected = seen.upper / each
+    left = _left(reading, seen, each, rules) if rules.drain else 0.0
+    queue = (seen.now + left / DRAIN_S) / each if left > 0 else 0.0
+    needed = max(expected, queue)
+    text = (
+        f"{seen.upper:.2f} requests/s expected by {forecast.NAMES[seen.expert]}, "
+        f"{left:.0f} left waiting, {each:.2f} requests/s per replica"
+    )
+    counted = current if rules.pending else reading.ready
+    if math.ceil(needed - TINY) > counted:
+        up = math.ceil(max(expected * (1 + HEADROOM), needed) - TINY)
+        if not rules.pending:
+            up += reading.starting
+        return Size(_bounded(up, rules), f"up: {text}"), memory
+    kept = max([n for _, n in memory.needs], default=expected) * (1 + HEADROOM)
+    low = _bounded(max(1, math.ceil(max(needed, kept) - TINY)), rules)
+    due = memory.down_at_s is None or reading.at_s - memory.down_at_s >= DOWN_EVERY_S
+    if low < current and due:
+        return Size(low, f"down: {text}"), replace(memory, down_at_s=reading.at_s)
+    return Size(_bounded(current, rules), f"steady: {text}"), memory
+
+
+def _unlearned(reading: Reading, current: int) -> int:
+    return max(current, 1) if reading.waiting + reading.running > 0 else current
+
+
+def _bounded(wanted: int, rules: Rules) -> int:
+    return max(rules.least, min(wanted, rules.most))
+
+
+def _left(reading: Reading, seen: Outlook, each: float, rules: Rules) -> float:
+    """Requests that will still wait when a replica launched now is ready.
+
+    Those that start become ready on the way, on average half way. No more than wait now: a queue
+    that is still to come is the forecast's business.
+    """
+    cold = rules.cold_start_s
+    starting = reading.starting if rules.pending else 0
+    served = each * (reading.ready + starting / 2) * cold
+    return max(0.0, min(reading.waiting, reading.waiting + seen.now * cold - served))
+
+
+def _idled(memory: Memory, reading: Reading) -> Memory:
+    """Begins and ends idle times."""
+    busy = reading.waiting + reading.running > TINY or reading.arrived > 0
+    since = memory.idle_since_s
+    if not busy:
+        return memory if since is not None else replace(memory, idle_since_s=reading.at_s)
+    if since is None:
+        return memory
+    times = idle.observe(memory.idle_times, reading.at_s - since)
+    return replace(memory, idle_since_s=None, idle_times=times)
+
+
+def _asleep(memory: Memory, reading: Reading, rules: Rules) -> bool:
+    if rules.least > 0 or memory.idle_since_s is None:
+        return False
+    wait = idle.sleep_after_s(memory.idle_times, rules.cold_start_s, rules.idle_timeout_s)
+    return reading.at_s - memory.idle_since_s >= wait - TINY

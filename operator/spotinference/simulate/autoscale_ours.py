@@ -1,0 +1,31 @@
+"""Our policy in the autoscale simulator: the operator's own functions, fed by the replay."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from spotinference.core import sizing
+from spotinference.simulate.autoscale import Signals
+
+
+@dataclass(slots=True)
+class Ours:
+    rules: sizing.Rules
+    every_s: float = 10.0
+    memory: sizing.Memory = field(default_factory=sizing.Memory)
+
+    def decide(self, signals: Signals) -> int:
+        reading = sizing.Reading(
+            at_s=signals.at_s,
+            arrived=signals.arrived,
+            finished=signals.served,
+            tokens=signals.served_tokens,
+            busy_s=signals.running_s / signals.concurrency,
+            waiting=signals.waiting,
+            running=signals.running,
+            ready=signals.ready,
+            starting=signals.starting,
+        )
+        self.memory = sizing.learn(self.memory, reading, self.rules)
+        size, self.memory = sizing.size(self.memory, reading, self.rules)
+        return size.wanted
