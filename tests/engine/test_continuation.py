@@ -1,4 +1,4 @@
-"""A sample of the continuation matrix on both engines: a gateway between, its connections cut.
+"""The continuation matrix on real engines: a gateway between, its connections cut.
 
 One engine stands behind two addresses, so a lost "replica" is a cut connection, and the answer goes
 on at the same engine by the other address.
@@ -6,109 +6,28 @@ on at the same engine by the other address.
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
 import json
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
-from typing import Any
+from collections.abc import Mapping, Sequence
 
 import pytest
 
-from spotinference.api.kinds import POD, Json
-from tests.engine.conftest import ENGINES, client_of
+from spotinference.api.kinds import Json
 from tests.support.continuation import KINDS, Kind, heard
-from tests.support.engine import EngineServer
+from tests.support.engine import EngineClient
 from tests.support.eventually import eventually
-from tests.support.gateway import Bench, Seen, bench, stream
+from tests.support.gateway import Seen, stream
+from tests.support.tiny import models
+from tests.support.two_ways import REASONING, two_ways
 
 pytestmark = pytest.mark.timeout(400)
 
-SAMPLE = [kind for kind in KINDS if kind.real]
 CUTS = (1, 12)
 """Events before the cut, the role chunk among them."""
 
 
-class Cutter:
-    """A TCP proxy that resets one connection after so many events of its answer."""
-
-    def __init__(self, port: int) -> None:
-        self._to = port
-        self.port = 0
-        self.after: int | None = None
-        """events of the next answer; None: nothing is cut"""
-        self.cuts = 0
-
-    @asynccontextmanager
-    async def serving(self) -> AsyncIterator[Cutter]:
-        async with asyncio.TaskGroup() as group:
-            open_: set[asyncio.Task[None]] = set()
-
-            def connected(near: asyncio.StreamReader, back: asyncio.StreamWriter) -> None:
-                task = group.create_task(self._serve(near, back))
-                open_.add(task)
-                task.add_done_callback(open_.discard)
-
-            server = await asyncio.start_server(connected, "127.0.0.1", 0)
-            self.port = server.sockets[0].getsockname()[1]
-            try:
-                yield self
-            finally:
-                server.close()
-                for task in list(open_):
-                    task.cancel()
-
-    async def _serve(self, near: asyncio.StreamReader, back: asyncio.StreamWriter) -> None:
-        far, forth = await asyncio.open_connection("127.0.0.1", self._to)
-        asking = asyncio.create_task(_copy(near, forth))
-        try:
-            await self._answer(far, back)
-        except ConnectionError:
-            pass
-        finally:
-            asking.cancel()
-            for writer in (forth, back):
-                writer.transport.abort()
-
-    async def _answer(self, far: asyncio.StreamReader, back: asyncio.StreamWriter) -> None:
-        seen = 0
-        while data := await far.read(65536):
-            seen += data.count(b"data: {")
-            if self.after is not None and seen > self.after:
-                self.after = None
-                self.cuts += 1
-                return
-            back.write(data)
-            await back.drain()
-
-
-async def _copy(source: asyncio.StreamReader, to: asyncio.StreamWriter) -> None:
-    with contextlib.suppress(ConnectionError):
-        while data := await source.read(65536):
-            to.write(data)
-            await to.drain()
-
-
-@pytest.fixture(params=ENGINES)
-def server(request: pytest.FixtureRequest) -> EngineServer:
-    found: EngineServer = request.getfixturevalue(f"{request.param}_parsing_server")
-    return found
-
-
-@asynccontextmanager
-async def two_ways(server: EngineServer, **settings: Any) -> AsyncIterator[tuple[Bench, Cutter]]:
-    """A gateway with two replicas, the first of which can be cut."""
-    port = int(server.url.rpartition(":")[2])
-    async with (
-        bench(**settings) as b,
-        Cutter(port).serving() as first,
-        Cutter(port).serving() as second,
-    ):
-        await b.tier("demo")
-        b.kube.put(POD, b.pod("first", "demo", first.port))
-        b.kube.put(POD, b.pod("second", "demo", second.port))
-        await eventually(lambda: len(b.routable()) == 2, 5)
-        yield b, first
+def kinds(setup: str) -> pytest.MarkDecorator:
+    found = [kind for kind in KINDS if kind.setup == setup]
+    return pytest.mark.parametrize("kind", found, ids=lambda kind: kind.name)
 
 
 def same(seen: Seen, whole: Seen, where: str) -> None:
@@ -122,40 +41,96 @@ def same(seen: Seen, whole: Seen, where: str) -> None:
     assert seen.usages[-1:] == whole.usages[-1:], where
 
 
-@pytest.mark.parametrize("kind", SAMPLE, ids=lambda kind: kind.name)
-async def test_a_cut_answer_is_heard_as_if_undisturbed(server: EngineServer, kind: Kind) -> None:
-    async with two_ways(server) as (b, first), b.http() as http:
-        path, body = kind.endpoint.value, kind.body()
+def asked(kind: Kind, stop: str | None = None) -> Json:
+    body = kind.body(stop, real=True)
+    if "prompt_embeds" in body:
+        body["prompt_embeds"] = models.prompt_embeds()
+    return body
+
+
+async def survives(engine: EngineClient, kind: Kind, cuts: Sequence[int] | None = None) -> Seen:
+    """The undisturbed stream; the same is heard after each cut (None: in each of its parts)."""
+    tier = REASONING if kind.reasoning else {}
+    async with two_ways(engine.server, **tier) as (b, first), b.http() as http:
+        path, body = kind.endpoint.value, asked(kind)
         whole = await stream(http, path, body)
         assert whole.status == 200, whole.raw
+        assert whole.headers["x-spotinference-continuation"] == kind.expected.value
         if kind.stop:
             text = heard(whole.chunks)[0].text
-            body = kind.body(text[len(text) // 2 :][:9])
+            body = asked(kind, text[len(text) // 2 :][:9])
             whole = await stream(http, path, body)
-        for cut in CUTS:
+        cuts = sorted(places(whole.chunks).values()) if cuts is None else cuts
+        for cut in cuts:
+            await eventually(lambda: "first" in b.routable(), 10)  # ejected for the cuts before
             first.after = cut
             with b.preferring("first"):
                 seen = await stream(http, path, body)
             same(seen, whole, f"cut after {cut}")
-        assert first.cuts == len(CUTS)
+        assert first.cuts == len(cuts)
+        return whole
+
+
+def places(chunks: Sequence[Json]) -> Mapping[str, int]:
+    """A cut within each part of an answer (its first, middle and last event), by the part."""
+    parts: dict[str, list[int]] = {}
+    for number, chunk in enumerate(chunks, 1):
+        for choice in chunk.get("choices", ()):
+            delta = choice.get("delta") or choice
+            for call in delta.get("tool_calls") or ():
+                for field in call.get("function") or ():
+                    parts.setdefault(f"{field} of call {call['index']}", []).append(number)
+            for field in ("reasoning", "content", "text"):
+                if delta.get(field):
+                    parts.setdefault(field, []).append(number)
+    return {
+        f"{part}, {where}": numbers[at]
+        for part, numbers in parts.items()
+        for where, at in (("begun", 0), ("within", len(numbers) // 2), ("whole", -1))
+    }
+
+
+@kinds("parsing")
+async def test_a_cut_answer_is_heard_as_if_undisturbed(parsing: EngineClient, kind: Kind) -> None:
+    await survives(parsing, kind, CUTS)
+
+
+@kinds("thinking")
+async def test_a_cut_within_reasoning_or_a_tool_call_is_not_heard(
+    thinking: EngineClient, kind: Kind
+) -> None:
+    whole = await survives(thinking, kind)
+    parts = {where.partition(",")[0] for where in places(whole.chunks)}
+    answer = heard(whole.chunks)[0]
+    if kind.reasoning and kind.more.get("include_reasoning") is not False:
+        assert "reasoning" in parts
+        assert len(answer.reasoning) > 20
+    if "tools" in kind.more and "seed" not in kind.more:
+        assert {f"arguments of call {index}" for index in answer.calls} <= parts
+        assert len(answer.calls) == (2 if "two" in kind.name else 1)
+        for call in answer.calls.values():
+            assert len(json.loads(call["arguments"])["text"]) > 20
+
+
+@kinds("seeing")
+async def test_a_cut_answer_about_a_picture_is_heard_as_if_undisturbed(
+    seeing: EngineClient, kind: Kind
+) -> None:
+    await survives(seeing, kind, (1, 2, 5, 12))
 
 
 @pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/completions"])
 @pytest.mark.parametrize("more", [{}, {"stop": ["a"]}], ids=["plain", "stop"])
 async def test_a_gathered_answer_is_byte_for_byte_the_engines_own(
-    server: EngineServer, path: str, more: Json
+    parsing: EngineClient, path: str, more: Json
 ) -> None:
     """But for id and time; also when its replica is lost meanwhile."""
     prompt: Json = {"prompt": "once upon a time"}
     if "chat" in path:
         prompt = {"messages": [{"role": "user", "content": "tell me a story"}]}
     body = {"model": "demo", "temperature": 0, "max_tokens": 40, **prompt, **more}
-    async with (
-        two_ways(server, gather_tokens=1) as (b, first),
-        b.http() as http,
-        client_of(server) as engine,
-    ):
-        _, direct = await engine.post(path, body)
+    async with two_ways(parsing.server, gather_tokens=1) as (b, first), b.http() as http:
+        _, direct = await parsing.post(path, body)
         for cut in (None, 9):
             first.after = cut
             with b.preferring("first"):
@@ -166,10 +141,3 @@ async def test_a_gathered_answer_is_byte_for_byte_the_engines_own(
             answer |= {"id": direct["id"], "created": direct["created"]}
             assert json.dumps(answer) == json.dumps(direct)
         assert first.cuts == 1 or "stop" in more
-
-
-async def test_beam_search_is_not_streamed_by_the_engine(server: EngineServer) -> None:
-    async with client_of(server) as engine:
-        got = await engine.stream(prompt="once", max_tokens=4, use_beam_search=True, n=2)
-        assert got.status == 400
-        assert "beam search" in got.body

@@ -15,9 +15,13 @@ import aiohttp
 import pytest
 
 from spotinference.api.kinds import POD
+from tests.support.continuation import TOOLS as ROOM
+from tests.support.continuation import picture
 from tests.support.engine import MODEL, EngineClient, Json
 from tests.support.eventually import eventually
 from tests.support.gateway import Bench, bench
+from tests.support.tiny import models
+from tests.support.two_ways import REASONING
 
 pytestmark = pytest.mark.timeout(400)
 
@@ -82,11 +86,13 @@ REQUESTS: dict[str, tuple[str, Json]] = {
 
 
 @asynccontextmanager
-async def before(engine: EngineClient) -> AsyncIterator[tuple[Bench, aiohttp.ClientSession]]:
+async def before(
+    client: EngineClient, **spec: Any
+) -> AsyncIterator[tuple[Bench, aiohttp.ClientSession]]:
     """A gateway whose only replica is this engine."""
     async with bench() as b:
-        await b.tier(MODEL)
-        port = int(engine.server.url.rsplit(":", 1)[1])
+        await b.tier(MODEL, **spec)
+        port = int(client.server.url.rsplit(":", 1)[1])
         b.kube.put(POD, b.pod("engine-0", MODEL, port))
         await eventually(lambda: b.routable(MODEL) == ["engine-0"], 5)
         async with b.http() as http:
@@ -164,11 +170,50 @@ async def test_tool_calls_pass_untouched_whole_and_streamed(
     await passes(parsing, *TOOL_REQUESTS[name])
 
 
-async def passes(engine: EngineClient, path: str, body: Json) -> None:
+def says(prompt: str) -> Json:
+    return {"messages": [{"role": "user", "content": prompt}], "temperature": 0, "max_tokens": 120}
+
+
+THOUGHT: dict[str, tuple[str, Json]] = {
+    "reasoning": (C, says("Think, then say it.")),
+    "reasoning, seeded": (C, says("Think, then say it.") | {"temperature": 1, "seed": 7}),
+    "reasoning left out": (C, says("Think, then say it.") | {"include_reasoning": False}),
+    "reasoning, logprobs": (C, says("Think, then say it.") | {"logprobs": True}),
+    "reasoning, token ids": (C, says("Think, then say it.") | {"return_token_ids": True}),
+    "a call": (C, says("Take the lamp.") | ROOM),
+    "two calls": (C, says("Look, then take.") | ROOM),
+    "response": (R, {"input": "Think, then say it.", "temperature": 0, "max_output_tokens": 120}),
+}
+
+
+@pytest.mark.parametrize("name", THOUGHT)
+async def test_reasoning_and_calls_pass_untouched_whole_and_streamed(
+    thinking: EngineClient, name: str
+) -> None:
+    await passes(thinking, *THOUGHT[name], **REASONING)
+
+
+@pytest.mark.parametrize("more", [GREEDY, {"temperature": 1, "seed": 7}], ids=["greedy", "seeded"])
+async def test_embedded_prompts_pass_untouched(thinking: EngineClient, more: Json) -> None:
+    await passes(thinking, T, {"prompt_embeds": models.prompt_embeds(), "max_tokens": 20} | more)
+
+
+async def test_pictures_pass_untouched(seeing: EngineClient) -> None:
+    said: set[str] = set()
+    for parts in ([picture(200, 9, 9)], [picture(9, 9, 200)], []):
+        content = [*parts, {"type": "text", "text": "What is it?"}]
+        body: Json = {"messages": [{"role": "user", "content": content}]} | GREEDY
+        await passes(seeing, C, body)
+        answer = await seeing.ask(**body)
+        said.add(answer["choices"][0]["message"]["content"])
+    assert len(said) == 3
+
+
+async def passes(client: EngineClient, path: str, body: Json, **spec: Any) -> None:
     body = {"model": MODEL} | body
-    async with before(engine) as (_, http):
+    async with before(client, **spec) as (_, http):
         if "stream_options" not in body:
-            status, direct = await engine.post(path, body)
+            status, direct = await client.post(path, body)
             async with http.post(path, json=body) as response:
                 assert (response.status, status) == (200, 200), (direct, await response.text())
                 assert scrubbed(await response.json()) == scrubbed(direct)
@@ -176,7 +221,7 @@ async def passes(engine: EngineClient, path: str, body: Json) -> None:
             return
         async with http.post(path, json=body | {"stream": True}) as response:
             passed = await response.text()
-        async with engine.open_at(path, body | {"stream": True}) as response:
+        async with client.open_at(path, body | {"stream": True}) as response:
             assert whole(passed) == whole(await response.text())
 
 

@@ -16,6 +16,7 @@ import pytest
 from spotinference.api.kinds import POD, Json
 from spotinference.devcluster.simengine.faults import Fault, Mode
 from tests.support.continuation import KINDS, Kind, heard
+from tests.support.evacuation import evacuated, notice
 from tests.support.eventually import eventually
 from tests.support.gateway import Bench, Engine, Seen, bench, stream
 
@@ -36,7 +37,7 @@ IN_PLACE: dict[str, Mode] = {
     "error event": "error_event",
 }
 """Losses after which the same engine could serve again."""
-LOSSES = (*IN_PLACE, "engine killed", "pod gone while its connection looks alive")
+LOSSES = (*IN_PLACE, "engine killed", "pod gone while its connection looks alive", "notice")
 
 
 @dataclass(slots=True)
@@ -63,7 +64,8 @@ class Field:
             assert "stop" in heard(self.whole.chunks)[0].finishes
 
     async def replica(self) -> Engine:
-        context = 120 if "max_tokens" not in self.kind.body() and self.kind.real is False else 4096
+        limited = {"max_tokens", "max_completion_tokens"} & self.kind.body().keys()
+        context = 4096 if limited else 120
         return await self.bench.replica(
             tool_parser=True, reasoning_parser=self.kind.reasoning, max_model_len=context
         )
@@ -101,7 +103,7 @@ Cells = Callable[[Field], Awaitable[None]]
 
 
 async def over(kind: Kind, cells: Cells) -> None:
-    async with bench() as b:
+    async with bench(evacuation_tick_s=0.01) as b:
         await b.tier("demo", engine={"reasoningParser": "qwen3"} if kind.reasoning else {})
         async with b.http() as http:
             here = Field(b, kind, http)
@@ -144,6 +146,27 @@ async def test_a_killed_engine_or_a_vanished_pod_is_not_heard(kind: Kind) -> Non
             await eventually(lambda engine=silent: engine.sim.hanging, 5)  # type: ignore[misc]
             here.bench.kube.drop(POD, silent.pod)
             here.check(await asked, f"pod gone {cut}")
+
+    await over(kind, cells)
+
+
+@pytest.mark.fault(36)
+@kinds
+async def test_a_notice_at_any_point_is_not_heard(kind: Kind) -> None:
+    """Nothing is left of its time, so the answer leaves while its replica still lives."""
+
+    async def cells(here: Field) -> None:
+        for number, (cut, after) in enumerate(CUTS.items(), 1):
+            doomed = await here.replica()
+            doomed.sim.faults.plan = Fault(
+                mode="hang_stream", after_chunks=here.after(after), times=1
+            )
+            asked = asyncio.create_task(here.ask(doomed))
+            await eventually(lambda engine=doomed: engine.sim.hanging, 5)  # type: ignore[misc]
+            notice(here.bench, doomed, 1)
+            here.check(await asked, f"notice {cut}")
+            assert evacuated(here.bench) == number
+            here.bench.kube.drop(POD, doomed.pod)
 
     await over(kind, cells)
 

@@ -60,12 +60,14 @@ class EngineServer:
 
 
 @contextlib.contextmanager
-def running_engine(kind: Kind, *flags: str, folder: Path | None = None) -> Iterator[EngineServer]:
-    """An engine that answers /health; killed at the end of the block."""
+def running_engine(
+    kind: Kind, *flags: str, folder: Path | None = None, weights: Path | None = None
+) -> Iterator[EngineServer]:
+    """An engine that answers /health; killed at the end of the block. Later flags win."""
     with tempfile.TemporaryDirectory(prefix="engine-") as scratch:
         where = folder or Path(scratch)
         port = _free_port()
-        argv, env = _command(kind, where)
+        argv, env = _command(kind, where, weights)
         log = where / f"{kind}-{port}.log"
         with log.open("wb") as out:
             process = subprocess.Popen(
@@ -90,7 +92,9 @@ def running_engine(kind: Kind, *flags: str, folder: Path | None = None) -> Itera
             server.kill()
 
 
-def _command(kind: Kind, folder: Path) -> tuple[Sequence[str], dict[str, str]]:
+def _command(
+    kind: Kind, folder: Path, weights: Path | None
+) -> tuple[Sequence[str], dict[str, str]]:
     env = {**os.environ, "VLLM_CACHE_ROOT": str(folder / "vllm")}
     if kind == "sim":
         repo = folder / "model"
@@ -101,7 +105,7 @@ def _command(kind: Kind, folder: Path) -> tuple[Sequence[str], dict[str, str]]:
         module = "spotinference.devcluster.simengine"
         return (sys.executable, "-m", module, "serve", str(repo)), env
     vllm = engine_install.install(_say)
-    repo = demo_model.ensure(engine_install.engine_python(vllm), _say)
+    repo = weights or demo_model.ensure(engine_install.engine_python(vllm), _say)
     env.pop("PYTHONPATH", None)
     return (str(vllm), "serve", str(repo)), {**env, **engine_env.vllm_env()}
 

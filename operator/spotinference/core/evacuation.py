@@ -1,7 +1,9 @@
 """Which answers leave a replica that has a notice, and when.
 
 Per answer: *finish here* when what is left of it fits before the deadline at the speed measured,
-else *move now*; one that cannot be carried on stays until the end. Those that move do not go at
+else *move now*; one that cannot be carried on stays until the end. An answer that is given whole
+tells nothing of itself and is asked for again elsewhere, which costs all of it: it stays while it may
+still come, and leaves when the deadline is as near as the margin. Those that move do not go at
 once but in equal portions, so that the replicas they go to are not stormed.
 """
 
@@ -24,7 +26,7 @@ class Progress:
     """One answer, as it stands."""
 
     movable: bool
-    """its class can be carried on by another replica"""
+    """its class can be carried on by another replica, or nothing of it was sent yet"""
     repeats: bool
     """a move generates again what was delivered: each second of waiting makes it dearer"""
     tokens: int
@@ -33,6 +35,8 @@ class Progress:
     """at most; None: not bounded"""
     tokens_per_s: float | None
     """per choice; None: not measured yet"""
+    whole: bool = False
+    """it comes in one piece: nobody knows how far it is, and a move begins it anew"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +52,8 @@ class Notice:
 def verdict(progress: Progress, notice: Notice) -> Verdict:
     if not progress.movable:
         return Verdict.STAY
+    if progress.whole:
+        return Verdict.STAY if notice.left_s > notice.margin_s else Verdict.MOVE
     if progress.tokens_left is None or not progress.tokens_per_s:
         return Verdict.MOVE
     needs_s = progress.tokens_left / progress.tokens_per_s

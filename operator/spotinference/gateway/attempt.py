@@ -11,8 +11,9 @@ from collections.abc import Callable
 from typing import Self
 
 from spotinference.clients.engine_http import Answer
+from spotinference.core.evacuation import Progress
 from spotinference.core.routing import Work
-from spotinference.gateway.replicas import Replica
+from spotinference.gateway.replicas import Asker, Replica
 from spotinference.gateway.vitals import Vitals
 
 Judge = Callable[["Attempt", BaseException | None], None]
@@ -23,6 +24,7 @@ class Attempt:
     """A context: while it is open the replica counts it, at its end the replica is judged by it."""
 
     __slots__ = (
+        "_asker",
         "_dropped",
         "_first_at",
         "_judge",
@@ -32,15 +34,20 @@ class Attempt:
         "answer",
         "due_at",
         "expired",
+        "moved",
         "replica",
         "stream",
         "work",
     )
 
     def __init__(
-        self, replica: Replica, work: Work, vitals: Vitals, judge: Judge, *, stream: bool
-    ) -> None:
+        self, replica: Replica, work: Work, asker: Asker, vitals: Vitals, judge: Judge, *,
+        stream: bool,
+    ) -> None:  # fmt: skip
         self.replica = replica
+        self._asker = asker
+        self.moved = False
+        """it was left before its replica goes"""
         self._judge = judge
         self.work = work
         self.answer: Answer | None = None
@@ -57,12 +64,23 @@ class Attempt:
         replica.running += 1
         replica.outstanding += self._tokens
         replica.on_gone.add(self.drop)
+        replica.answers.add(self)
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, _: object, error: BaseException | None, __: object) -> None:
         self._judge(self, error)
+
+    def progress(self) -> Progress:
+        """How far the answer is, for the decision whether it leaves a replica with a notice."""
+        return self._asker.progress()
+
+    def move(self) -> None:
+        """Ends as if its replica were gone; the answer goes on elsewhere."""
+        if not self._dropped:
+            self.moved = True
+            self.drop()
 
     def drop(self) -> None:
         """Whoever reads the answer gets an error at once."""
@@ -80,6 +98,7 @@ class Attempt:
         """The replica is rid of it; a whole answer teaches how fast the tier is."""
         replica = self.replica
         replica.on_gone.discard(self.drop)
+        replica.answers.discard(self)
         replica.running -= 1
         replica.outstanding -= self._tokens
         if not whole:

@@ -21,7 +21,7 @@ from spotinference.core.stream import EventTooLong
 from spotinference.gateway.attempt import Attempt
 from spotinference.gateway.config import GatewaySettings
 from spotinference.gateway.metrics import Metrics
-from spotinference.gateway.replicas import Replica, Replicas
+from spotinference.gateway.replicas import Asker, Replica, Replicas
 from spotinference.gateway.vitals import Vitals
 
 log = structlog.get_logger(__name__)
@@ -99,12 +99,13 @@ class Engines:
         """Ends the probing of ejected replicas."""
         self._closed.set()
 
-    def attempt(self, replica: Replica, work: Work, *, stream: bool) -> Attempt:
+    def attempt(self, replica: Replica, work: Work, asker: Asker, *, stream: bool) -> Attempt:
         """A context for `ask` and for what is read of its answer.
 
-        When the replica leaves the cluster, or a deadline passes, reading fails at once.
+        When the replica leaves the cluster, or a deadline passes, reading fails at once. `asker`
+        says how far the answer is when the replica has a notice.
         """
-        attempt = Attempt(replica, work, self._vitals, self._end, stream=stream)
+        attempt = Attempt(replica, work, asker, self._vitals, self._end, stream=stream)
         self._open.add(attempt)
         return attempt
 
@@ -112,7 +113,7 @@ class Engines:
         """Closes the attempt and judges its replica by it.
 
         An answer that was not read to its end is aborted, so that the engine stops. `Silent` is
-        raised where a deadline of ours caused the error.
+        raised where a deadline of ours caused the error, `Moved` where we left.
         """
         self._open.discard(attempt)
         attempt.close(whole=error is None)
@@ -121,6 +122,8 @@ class Engines:
             attempt.answer.close()
         if not isinstance(error, _BLAMED):
             return
+        if attempt.moved:
+            raise Moved(f"{attempt.replica.name} has a notice") from error
         self._strike(attempt.replica, error)
         which = attempt.expired
         if which is None and isinstance(error.__cause__, engine_http.Silent):

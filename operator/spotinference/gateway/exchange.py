@@ -20,6 +20,7 @@ from spotinference.api.keys import ApiKey
 from spotinference.core import routing
 from spotinference.core.account import Account
 from spotinference.core.continuation import Prepared
+from spotinference.core.evacuation import Progress
 from spotinference.core.splice import Diverged, EngineFailed
 from spotinference.core.stream import EventTooLong
 from spotinference.gateway import errors, refusals
@@ -112,6 +113,10 @@ class Exchange(ABC):
     @abstractmethod
     async def _attempt(self, replica: Replica) -> None:
         """Returns when the answer is complete; raises one of `FAILURES`, or `Diverged`."""
+
+    @abstractmethod
+    def progress(self) -> Progress:
+        """How far the answer is, for the decision whether it leaves a replica with a notice."""
 
     def _diverged(self, error: Diverged) -> None:
         """The replica repeated another answer; returns when another attempt may mend that."""

@@ -25,10 +25,14 @@ from spotinference.core.routing import Work
 log = structlog.get_logger(__name__)
 
 
-class Movable(Protocol):
-    """An answer that a replica is giving and that may leave it."""
+class Asker(Protocol):
+    """Whose request an answer is to."""
 
     def progress(self) -> Progress: ...
+
+
+class Movable(Asker, Protocol):
+    """An answer that a replica is giving and that may leave it."""
 
     def move(self) -> None:
         """Stops reading it here; it goes on elsewhere."""

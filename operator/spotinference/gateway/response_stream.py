@@ -12,6 +12,7 @@ from spotinference.clients.engine_http import Answer as EngineAnswer
 from spotinference.clients.engine_http import Broken
 from spotinference.core import responses
 from spotinference.core.continuation import Class, Prepared
+from spotinference.core.evacuation import Progress
 from spotinference.core.responses import Answer
 from spotinference.core.splice import Diverged, EngineFailed
 from spotinference.core.stream import Framer, events
@@ -28,7 +29,7 @@ from spotinference.gateway.reply import Reply
 
 
 class ResponseStream(Exchange):
-    __slots__ = ("_answer",)
+    __slots__ = ("_answer", "_flows")
 
     def __init__(
         self,
@@ -44,6 +45,8 @@ class ResponseStream(Exchange):
         super().__init__(context, http, tier, prepared, key=key, body_bytes=body_bytes, reply=reply)
         self._answer = Answer()
         """what the client has of it"""
+        self._flows = (self._arrived, 0)
+        """since when the attempt gives events, and how many there were before"""
         self._reply.as_event = self._error_event
 
     async def _give(self) -> web.StreamResponse:
@@ -75,6 +78,19 @@ class ResponseStream(Exchange):
             param=error.param,
             status=error.status,
             sequence=self._answer.sequence,
+        )
+
+    def progress(self) -> Progress:
+        """By events: nearly each is a token."""
+        answer, (since, before) = self._answer, self._flows
+        limit, fresh = self._prepared.body.get("max_output_tokens"), answer.sequence - before
+        continuable = self._prepared.kind is Class.REPLAY and answer.replayable
+        return Progress(
+            movable=not answer.done and (continuable or not answer.began),
+            repeats=True,
+            tokens=answer.sequence,
+            tokens_left=None if limit is None else max(0, limit - answer.sequence),
+            tokens_per_s=fresh / max(time.monotonic() - since, 1e-3) if fresh > 0 else None,
         )
 
     # --- after a loss ---------------------------------------------------------------------------
@@ -112,7 +128,7 @@ class ResponseStream(Exchange):
             )
         asked = self._context.engines
         name = self._attempt_id(replica)
-        with asked.attempt(replica, self._search.work, stream=True) as attempt:
+        with asked.attempt(replica, self._search.work, self, stream=True) as attempt:
             answer = await asked.ask(
                 attempt, self._prepared.endpoint, orjson.dumps(self._prepared.body),
                 request_id=name, patience=self._waiting.first_part,
@@ -150,6 +166,7 @@ class ResponseStream(Exchange):
 
     def _flow(self, replica: Replica, *, carried_on: bool) -> None:
         """The first new bytes of an attempt are about to go to the client."""
+        self._flows = (time.monotonic(), self._answer.sequence)
         self._began(replica)
         if carried_on:
             self._context.metrics.continuations.labels(Class.REPLAY.value, "continued").inc()

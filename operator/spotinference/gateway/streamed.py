@@ -25,7 +25,7 @@ from spotinference.gateway import engines
 from spotinference.gateway.attempt import Attempt
 from spotinference.gateway.catalogue import Tier
 from spotinference.gateway.context import Context
-from spotinference.gateway.engines import Lost, Moved
+from spotinference.gateway.engines import Lost
 from spotinference.gateway.errors import Code, GatewayError
 from spotinference.gateway.exchange import KEEP_ALIVE, Exchange
 from spotinference.gateway.messages import Request
@@ -37,7 +37,7 @@ GATHERED_RAW_BYTES = 16 * 1024
 
 
 class Streamed(Exchange):
-    __slots__ = ("_delivered", "_flows", "_moving", "_next", "_open", "_out", "_who", "_whole")
+    __slots__ = ("_delivered", "_flows", "_next", "_open", "_out", "_who", "_whole")
 
     def __init__(
         self,
@@ -62,8 +62,6 @@ class Streamed(Exchange):
         """set when a chunk of ours had to go out before the engine's first"""
         self._open: Attempt | None = None
         """the attempt that is being read"""
-        self._moving = False
-        """this attempt was left before its replica goes"""
         self._flows = (self._arrived, 0)
         """since when the attempt gives tokens, and how many there were before"""
 
@@ -147,7 +145,6 @@ class Streamed(Exchange):
     # --- leaving a replica that has a notice ----------------------------------------------------
 
     def progress(self) -> Progress:
-        """How far the answer is, for the decision whether it leaves a replica with a notice."""
         prepared, delivered = self._prepared, self._delivered
         delivered.settle()
         tokens = delivered.tokens // prepared.choices
@@ -158,18 +155,13 @@ class Streamed(Exchange):
             limit = context - len(delivered.prompt_ids)
         fresh = tokens - before
         return Progress(
-            movable=prepared.kind in {Class.TOKEN, Class.REPLAY} and not self._moving,
+            movable=not delivered.done
+            and (prepared.kind in {Class.TOKEN, Class.REPLAY} or not delivered.substance),
             repeats=prepared.kind is Class.REPLAY,
             tokens=tokens,
             tokens_left=None if limit is None else max(0, limit - tokens),
             tokens_per_s=fresh / max(time.monotonic() - since, 1e-3) if fresh > 0 else None,
         )
-
-    def move(self) -> None:
-        """Ends the running attempt as if its replica were gone; the answer goes on elsewhere."""
-        if self._open is not None and not self._delivered.done:
-            self._moving = True
-            self._open.drop()
 
     # --- one attempt ----------------------------------------------------------------------------
 
@@ -179,25 +171,19 @@ class Streamed(Exchange):
         body = orjson.dumps(await self._body(replica))
         asked = self._context.engines
         name = self._attempt_id(replica)
-        with asked.attempt(replica, self._search.work, stream=True) as attempt:
+        with asked.attempt(replica, self._search.work, self, stream=True) as attempt:
             answer = await asked.ask(
                 attempt, path, body, request_id=name,
                 patience=self._waiting.first_part,
             )  # fmt: skip
             self._open = attempt
-            replica.answers.add(self)
             try:
                 if request is None and self._who is None:
                     await self._relay(replica, answer)
                 else:
                     await self._splice(replica, answer, request)
             except Broken as error:
-                if self._moving:
-                    raise Moved(f"{replica.name} has a notice") from error
                 raise Lost(f"{replica.name}: {type(error).__name__}: {error}") from error
-            finally:
-                replica.answers.discard(self)
-                self._moving = False
 
     async def _body(self, replica: Replica) -> Json:
         request = self._next

@@ -10,10 +10,15 @@ from spotinference.clients.engine_http import Answer, Broken
 from spotinference.core import chunks
 from spotinference.core.chunks import Endpoint
 from spotinference.core.continuation import Class, Prepared
+from spotinference.core.evacuation import Progress
 from spotinference.gateway.attempt import Attempt
 from spotinference.gateway.engines import Failed, Lost
 from spotinference.gateway.exchange import Exchange
 from spotinference.gateway.replicas import Replica
+
+WHOLE = Progress(
+    movable=True, repeats=True, tokens=0, tokens_left=None, tokens_per_s=None, whole=True
+)
 
 
 def prepare(endpoint: Endpoint, body: Json) -> Prepared:
@@ -39,11 +44,14 @@ class Whole(Exchange):
         self.trace.token()
         return await self._reply.send(self._answer)
 
+    def progress(self) -> Progress:
+        return WHOLE
+
     async def _attempt(self, replica: Replica) -> None:
         body = orjson.dumps(self._prepared.body)  # not before: it may be parked for minutes
         engines = self._context.engines
         name = self._attempt_id(replica)
-        with engines.attempt(replica, self._search.work, stream=False) as attempt:
+        with engines.attempt(replica, self._search.work, self, stream=False) as attempt:
             answer = await engines.ask(attempt, self._prepared.endpoint, body, request_id=name)
             try:
                 self._answer = await self._read(answer, attempt)
