@@ -10,6 +10,13 @@ from collections import Counter, defaultdict
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
+
+# How long an example takes is the machine's matter, not the code's.
+settings.register_profile(
+    "spotinference", deadline=None, suppress_health_check=[HealthCheck.too_slow]
+)
+settings.load_profile("spotinference")
 
 pytest_plugins = ["tests.support.cluster", "tests.support.nodes"]
 

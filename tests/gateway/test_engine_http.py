@@ -152,6 +152,26 @@ async def test_bytes_on_an_idle_connection_cut_it() -> None:
         await eventually(lambda: not pool._all, 2)
 
 
+@pytest.mark.parametrize("stray", [b"\r\n", b"H", SIZED], ids=["line end", "byte", "answer"])
+async def test_bytes_behind_an_answer_cut_its_connection_before_it_is_given_back(
+    stray: bytes,
+) -> None:
+    later = asyncio.Event()
+
+    async def write(writer: asyncio.StreamWriter) -> None:
+        writer.write(SIZED)
+        await later.wait()
+        writer.write(stray)
+
+    async with served(write) as (engine, pool):
+        answer = await get(pool, engine)
+        assert await whole(answer) == b"hello, world"
+        later.set()
+        await eventually(lambda: not pool._all, 20)
+        answer.close()
+        assert pool.idle(engine.url) is None
+
+
 async def test_an_answer_that_is_left_unread_cuts_its_connection() -> None:
     async with served(HEAD + b"Content-Length: 12\r\n\r\nhello") as (engine, pool):
         answer = await get(pool, engine)
