@@ -112,7 +112,7 @@ KINDS: Sequence[Kind] = (
         "continuous_usage_stats",
         {"stream_options": {"include_usage": True, "continuous_usage_stats": True}},
     ),
-    _chat("no max_tokens", {"max_tokens": None}),
+    _chat("no max_tokens", {"max_tokens": None}, setup="seeing"),
     _chat("max_completion_tokens", {"max_tokens": None, "max_completion_tokens": LENGTH}),
     _chat("min_tokens", {"min_tokens": 20}),
     _chat("ignore_eos", {"ignore_eos": True}),
