@@ -48,7 +48,7 @@ async def use_key(b: Bench, **fields: Any) -> None:
     now = b.gateway.context.clock.now()
 
     def known() -> bool:
-        key = ring.authenticate([f"Bearer {KEY}"], now)
+        key = ring.authenticate([f"Bearer {KEY}"], lambda: now)
         return all(getattr(key, name) == wanted for name, wanted in fields.items())
 
     await eventually(known, 5)

@@ -250,8 +250,12 @@ class Answer(asyncio.Protocol):
             self._transport.pause_reading()
 
     def _pour(self, sink: Sink) -> None:
+        body = self._body
+        data = body[0] if len(body) == 1 else b"".join(body)
+        body.clear()
+        self._buffered = 0  # not paused: that takes a body that nobody reads
         try:
-            more = sink(self._take())
+            more = sink(data)
         except Exception as error:  # noqa: BLE001 - raised where the sink was given
             self._sink, self._sink_error = None, error
             self._fail(Broken("its reader failed"))

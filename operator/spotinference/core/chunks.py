@@ -20,6 +20,7 @@ NO_CHOICES = b'"choices":[]'
 """In a chunk of vLLM's that reports usage; within a JSON string the quotes would be escaped."""
 
 _IDS = re.compile(rb'"((?:prompt_)?token_ids)"\s*:\s*\[[^\]]*\]')
+_FINISH_KEY = b'"finish_reason"'
 _IDS_KEY = b'"token_ids":['
 _TROUBLE = re.compile(rb'data: ?\{\s*"error"|"finish_reason"\s*:\s*"(?:abort|error)"')
 
@@ -39,12 +40,12 @@ class Endpoint(StrEnum):
     @property
     def chunked(self) -> bool:
         """Its streams are chunks with choices, the only kind that this module writes."""
-        return self in {Endpoint.CHAT, Endpoint.COMPLETION}
+        return self is Endpoint.CHAT or self is Endpoint.COMPLETION
 
     @property
     def completes(self) -> bool:
         """It generates tokens."""
-        return self in {Endpoint.CHAT, Endpoint.COMPLETION, Endpoint.RESPONSES}
+        return self.chunked or self is Endpoint.RESPONSES
 
     @property
     def object(self) -> str:
@@ -69,14 +70,14 @@ def hide_token_ids(raw: bytes) -> bytes:
 
     Inside a JSON string each quote is escaped, so the pattern can only match a real key.
     """
-    at = raw.find(_IDS_KEY)
+    at = raw.rfind(_IDS_KEY)
     if at < 0:
         return _IDS.sub(rb'"\1":null', raw) if b'token_ids"' in raw else raw
     end = raw.find(b"]", at)
-    rest = raw[end + 1 :]
-    if b'token_ids"' in rest or raw.find(b'token_ids"') < at:
+    if raw.rfind(b'token_ids"', 0, at) >= 0 or raw.find(b'token_ids"', end) >= 0:
         return _IDS.sub(rb'"\1":null', raw)
-    return raw[: at + len(_IDS_KEY) - 1] + b"null" + rest  # one chunk of one choice: nearly all
+    # One chunk of one choice: nearly all.
+    return b"".join((raw[: at + len(_IDS_KEY) - 1], b"null", raw[end + 1 :]))
 
 
 def sound(raw: bytes) -> bool:
@@ -94,7 +95,21 @@ def sound(raw: bytes) -> bool:
 
 
 def ordinary(raw: bytes) -> bool:
-    """Whether these events may go to the client as they are, unparsed: sound, and all with choices."""
+    """Whether these events may go to the client as they are, unparsed: sound, and all with choices.
+
+    Searched for in a chunk of 250 bytes a short pattern takes half a microsecond, a long one from the
+    end a tenth: so the chunk that nearly all are is told by what it has, not by what it has not.
+    """
+    if (
+        raw.startswith(b'data: {"id":')
+        and raw.endswith(b"}\n\n")
+        and raw.find(b"\n") == len(raw) - 2
+        and raw.isascii()
+        and (at := raw.rfind(_FINISH_KEY)) > 0
+        and raw.startswith(b":null", at + len(_FINISH_KEY))
+        and raw.rfind(_FINISH_KEY, 0, at) < 0
+    ):  # one chunk, its only finish_reason null: no error, no abort, and there is a choice
+        return True
     return sound(raw) and NO_CHOICES not in raw
 
 

@@ -22,6 +22,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import NamedTuple
 
 from spotinference.api.kinds import Json
 from spotinference.core import chunks
@@ -37,8 +38,7 @@ class Class(StrEnum):
     REFUSED = "refused"
 
 
-@dataclass(frozen=True, slots=True)
-class Prepared:
+class Prepared(NamedTuple):
     """A request as it goes to the engine, and how its answer may be continued."""
 
     endpoint: Endpoint
@@ -128,16 +128,17 @@ def prepare(
     """
     stream = body.get("stream") is True
     options = body.get("stream_options") or {}
+    if not stream and not _greedy(body):  # only what is greedy is ever gathered
+        return whole(endpoint, body)
     kind, reason = _classify(endpoint, body, enabled=enabled, parsed=parsed)
     gathered = not stream and _gathers(endpoint, body, kind, gather_tokens)
     if not stream and not gathered:
-        kind, reason = Class.RESTART, "nothing is sent before the answer is whole"
+        return whole(endpoint, body)
     sent = dict(body)
     if gathered:
         sent["stream"] = True
-    if stream or gathered:
-        sent["stream_options"] = options | {"include_usage": True}
-    if (stream or gathered) and kind in {Class.TOKEN, Class.REPLAY}:
+    sent["stream_options"] = options | {"include_usage": True}
+    if kind in {Class.TOKEN, Class.REPLAY}:
         if not _echo(endpoint, body):
             sent["return_token_ids"] = True
         if kind is Class.REPLAY and body.get("seed") is None and not _greedy(body):
@@ -156,6 +157,20 @@ def prepare(
         choices=prompts * int(body.get("n") or 1),
         prompts=prompts,
         gathered=gathered,
+    )
+
+
+def whole(endpoint: Endpoint, body: Json) -> Prepared:
+    """A request whose answer is one JSON object: nothing to carry on, only to ask again."""
+    return Prepared(
+        endpoint=endpoint,
+        body=body,
+        kind=Class.RESTART,
+        reason="nothing is sent before the answer is whole",
+        stream=False,
+        hide_token_ids=False,
+        include_usage=False,
+        continuous_usage=False,
     )
 
 

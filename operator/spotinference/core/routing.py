@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from spotinference.api.kinds import Json
 
@@ -42,8 +42,7 @@ _LIMITS = ("max_completion_tokens", "max_tokens", "max_output_tokens")
 _MASK = (1 << 64) - 1
 
 
-@dataclass(frozen=True, slots=True)
-class Work:
+class Work(NamedTuple):
     """What a request will ask of a replica, as far as it can be told on arrival."""
 
     prompt_tokens: int
@@ -53,6 +52,8 @@ class Work:
     """64 bits; sticky requests that begin alike have the same in every process"""
     sticky: bool
     """worth sending where its prefix is cached"""
+    choices: int = 1
+    """answers that it asks for"""
 
     def tokens(self, usual_answer_tokens: int = USUAL_ANSWER_TOKENS) -> int:
         """Prompt and expected answer."""
@@ -66,12 +67,12 @@ def work_of(body: Json, session: str | None = None) -> Work:
     """The work in a request, whatever its endpoint; `session` is the client's own name
     for what belongs together and goes before the prompt's beginning.
     """
-    asked = next((body[name] for name in _PROMPTS if body.get(name) is not None), None)
+    asked = _first(body, _PROMPTS)
     if isinstance(asked, list) and asked and isinstance(asked[0], dict):
         tokens, prefix = _of_messages(asked)
     else:
         tokens, prefix = _of_prompt(asked)
-    limit = next((body[name] for name in _LIMITS if body.get(name) is not None), None)
+    limit = _first(body, _LIMITS)
     n = body.get("n")
     choices = n if isinstance(n, int) and n > 0 else 1
     if session:
@@ -82,7 +83,15 @@ def work_of(body: Json, session: str | None = None) -> Work:
         max_tokens=limit * choices if isinstance(limit, int) else None,
         key=seed(prefix) if sticky else hash(prefix) & _MASK,  # which only tells equals apart
         sticky=sticky,
+        choices=choices,
     )
+
+
+def _first(body: Json, names: tuple[str, ...]) -> object:
+    for name in names:
+        if (value := body.get(name)) is not None:
+            return value
+    return None
 
 
 def seed(text: str) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from array import array
 
 
-def percentiles(values: array[float], *percents: float) -> tuple[float | None, ...]:
+def percentiles(values: array[float] | None, *percents: float) -> tuple[float | None, ...]:
     """For each, the value that so many % of them do not exceed; None of none."""
     if not values:
         return (None,) * len(percents)

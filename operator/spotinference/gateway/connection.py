@@ -29,6 +29,8 @@ log = structlog.get_logger(__name__)
 
 REQUEST_ID_BYTES = 16
 SPOKEN = (HttpVersion10, HttpVersion11)
+_NOT_NOW: Any = None
+"""Where aiohttp's types know no None."""
 
 
 class UnspokenVersion(Exception):
@@ -43,8 +45,11 @@ def malformed(message: str) -> GatewayError:
 class Connection(RequestHandler):
     """Answers the requests of one client in their order; knows since when it owes us a head."""
 
-    owed_since: float | None = None
-    """in the loop's time: the rest of a request's head, or the first one"""
+    def __init__(self, listener: Listener, **bounds: Any) -> None:
+        super().__init__(listener, **bounds)
+        self._listener = listener
+        self.owed_since: float | None = None
+        """in the loop's time: the rest of a request's head, or the first one"""
 
     # --- what the transport says ----------------------------------------------------------------
 
@@ -71,6 +76,11 @@ class Connection(RequestHandler):
             self._task_handler = self._loop.create_task(self._answer())
         elif self.owed_since is None and data:
             self.owed_since = self._listener.now()
+
+    def resume_reading(self, resume_parser: bool = True) -> None:
+        """Aiohttp asks at the end of every body, paused or not."""
+        if self._reading_paused:
+            super().resume_reading(resume_parser)
 
     def _body_broke(self) -> None:
         """The parser gave up inside a body: its reader would wait for the rest in vain."""
@@ -126,7 +136,7 @@ class Connection(RequestHandler):
         refused = message if isinstance(message, _ErrInfo) else None
         request = Request(
             ERROR if isinstance(message, _ErrInfo) else message,
-            content, self, cast("Any", None), cast("Any", self._task_handler), self._loop,
+            content, self, _NOT_NOW, self._task_handler or _NOT_NOW, self._loop,
         )  # fmt: skip
         self._current_request = request
         response: web.StreamResponse
@@ -144,7 +154,7 @@ class Connection(RequestHandler):
             response = self.handle_error(request, 500, error)
         finally:
             self._current_request = None
-            request._task = cast("Any", None)  # noqa: SLF001 - else a cycle: task, frame, request, task
+            request._task = _NOT_NOW  # noqa: SLF001 - else a cycle: task, frame, request, task
         if not isinstance(response, Sent) or self._upgraded:
             response, gone = await self.finish_response(request, response, None)
             if gone:
@@ -182,8 +192,7 @@ class Connection(RequestHandler):
         else:
             error = GatewayError(Code.INTERNAL_ERROR, "Internal error.")
             log.error("connection.bug", kind=kind)
-        if self._manager is not None:  # else the connection is lost already
-            self._listener.on_refused(error)
+        self._listener.on_refused(error)
         response = web.Response(
             body=error.body(),
             status=error.status,
@@ -211,7 +220,3 @@ class Connection(RequestHandler):
             self._keepalive_handle = self._loop.call_at(at, self._process_keepalive)
             return
         self.force_close()
-
-    @property
-    def _listener(self) -> Listener:
-        return cast("Listener", self._manager)

@@ -17,10 +17,10 @@ from aiohttp import web
 
 from spotinference import logs
 from spotinference.api.keys import ApiKey
-from spotinference.core import routing
 from spotinference.core.account import Account
 from spotinference.core.continuation import Prepared
 from spotinference.core.evacuation import Progress
+from spotinference.core.routing import Work
 from spotinference.core.splice import Diverged, EngineFailed
 from spotinference.core.stream import EventTooLong
 from spotinference.gateway import errors, refusals
@@ -45,8 +45,6 @@ from spotinference.gateway.waiting import Waiting
 
 log = structlog.get_logger(__name__)
 
-SESSION_HEADER = "x-session-id"
-"""A client's own name for what belongs together: goes to one replica while that has room."""
 KEEP_ALIVE = b": keep-alive\n\n"
 STOPPING = "the gateway is stopping"
 FAILURES = (Unreachable, Busy, Draining, Lost, Failed, Refused, EngineFailed, EventTooLong)
@@ -76,6 +74,7 @@ class Exchange(ABC):
         http: Request,
         tier: Tier,
         prepared: Prepared,
+        work: Work,
         *,
         key: ApiKey,
         body_bytes: int,
@@ -86,8 +85,8 @@ class Exchange(ABC):
         self._key = key
         self._id = http.request_id
         self._reply = reply or Reply(http, context.settings, http.request_id)
-        self._reply.headers["x-spotinference-continuation"] = prepared.kind.value
-        context.metrics.classes.labels(prepared.kind.value).inc()
+        self._reply.headers["x-spotinference-continuation"] = prepared.kind
+        context.metrics.classes.labels(prepared.kind).inc()
         self.account = Account(prepared.kind)
         """what the answer took; complete when `run` has returned or raised"""
         self._arrived = time.monotonic()
@@ -96,7 +95,6 @@ class Exchange(ABC):
             context, tier, self._reply, ticket, self._empty, key=key, stream=prepared.stream
         )
         self._lost_at: float | None = None
-        work = routing.work_of(prepared.body, http.headers.get(SESSION_HEADER))
         self._search = Search(context, self._waiting, work)
         self._attempts = 0
         self._refusals = 0
@@ -166,6 +164,7 @@ class Exchange(ABC):
             return await self._reply.abort(GatewayError(Code.INTERNAL_ERROR, "Internal error."))
         finally:
             self._settle_account()
+            self._waiting.over()
 
     def _settle_account(self) -> None:
         self.account.attempts = self._attempts
@@ -177,7 +176,7 @@ class Exchange(ABC):
     async def _until_done(self) -> None:
         """One attempt after another, until the answer is complete."""
         while True:
-            replica = await self._search.replica()
+            replica = self._search.at_once() or await self._search.replica()
             try:
                 return await self._attempt(replica)
             except Diverged as error:

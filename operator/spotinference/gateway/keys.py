@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hmac
+from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
 
@@ -68,7 +69,7 @@ class KeyRing:
             except (OSError, errors.ConfigInvalid) as error:
                 log.warning("keys.kept_old", file=str(self._path), error=str(error))
 
-    def authenticate(self, authorization: list[str], now: datetime) -> ApiKey:
+    def authenticate(self, authorization: list[str], now: Callable[[], datetime]) -> ApiKey:
         """The key of exactly one `Authorization: Bearer …` header; else `invalid_api_key`.
 
         A key that was and is no more is told so by its own code: its owner then knows what to do.
@@ -87,14 +88,14 @@ class KeyRing:
         )
 
 
-def _in_force(key: ApiKey, now: datetime) -> ApiKey:
+def _in_force(key: ApiKey, now: Callable[[], datetime]) -> ApiKey:
     if key.revoked is not None:
         raise GatewayError(
             Code.KEY_REVOKED,
             f"The API key {key.id!r} was revoked at {times.to_text(key.revoked)}. "
             "Ask an administrator for a new one (`spotinference keys create`).",
         )
-    if key.expires is not None and key.expired(now):
+    if key.expires is not None and key.expired(now()):
         raise GatewayError(
             Code.KEY_EXPIRED,
             f"The API key {key.id!r} expired at {times.to_text(key.expires)}. "

@@ -12,9 +12,9 @@ from datetime import timedelta
 
 from spotinference.api import times
 from spotinference.api.keys import ApiKey
-from spotinference.api.kinds import Json
 from spotinference.clients.clock import Clock
 from spotinference.core.limits import WINDOW_S, Processes, Window, share
+from spotinference.core.routing import Work
 from spotinference.gateway.budgets import Budgets
 from spotinference.gateway.errors import Code, GatewayError
 from spotinference.gateway.metrics import Metrics
@@ -40,6 +40,7 @@ class _Use:
 
 
 class Grant:
+    __slots__ = ("_at", "_key", "_limits", "_tokens", "_use")
     """One admitted request; `settle` exactly once, whatever became of it."""
 
     def __init__(self, limits: Limits, key: ApiKey, use: _Use, at: float, tokens: int) -> None:
@@ -105,9 +106,11 @@ class Limits:
         """`x-ratelimit-*` as OpenAI's: the limit, what this gateway would still admit, and when
         all of it is free again.
         """
+        out: dict[str, str] = {}
+        if key.requests_per_minute is None and key.tokens_per_minute is None:
+            return out
         now = self._clock.monotonic()
         use = self._uses.get(key.id) or _Use()
-        out: dict[str, str] = {}
         for name, limit, window in (
             ("requests", key.requests_per_minute, use.requests),
             ("tokens", key.tokens_per_minute, use.tokens),
@@ -159,15 +162,11 @@ class Limits:
         )
 
 
-def estimate(body: Json, body_bytes: int, *, completes: bool) -> int:
+def estimate(work: Work, body_bytes: int, *, completes: bool) -> int:
     """Tokens that a request may take: its bytes as text, and the most that it may generate."""
     prompt = max(1, body_bytes // BYTES_PER_TOKEN)
     if not completes:
         return prompt
-    for name in ("max_completion_tokens", "max_tokens", "max_output_tokens"):
-        if isinstance(most := body.get(name), int):
-            break
-    else:
-        most = DEFAULT_COMPLETION_TOKENS
-    choices = body.get("n")
-    return prompt + most * (choices if isinstance(choices, int) else 1)
+    return prompt + (
+        DEFAULT_COMPLETION_TOKENS * work.choices if work.max_tokens is None else work.max_tokens
+    )

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Mapping
 from types import MappingProxyType
 
 from aiohttp import web
 from aiohttp.http import StreamWriter
+from aiohttp.streams import EMPTY_PAYLOAD
 
 from spotinference.api.keys import ApiKey
 from spotinference.gateway.metrics import OTHER
@@ -29,6 +31,15 @@ class Request(web.BaseRequest):
     """for metrics"""
     answer_headers: Mapping[str, str] = MappingProxyType({})
     """what any answer to this request carries"""
+
+    def body_that_came(self) -> bytes:
+        """The whole body, once it has ended; `read_nowait` without its machinery."""
+        if self._payload is EMPTY_PAYLOAD:
+            return b""
+        parts: deque[bytes] = self._payload._buffer  # noqa: SLF001 - of it nothing was read, and no more comes
+        whole = parts[0] if len(parts) == 1 else b"".join(parts)
+        parts.clear()
+        return whole
 
     @property
     def _payload_writer(self) -> StreamWriter:
@@ -60,3 +71,7 @@ class Sent(web.StreamResponse):
 
     async def write_eof(self, data: bytes = b"") -> None:
         del data
+
+
+SENT = Sent()
+"""Without a state of its own, so one is enough."""

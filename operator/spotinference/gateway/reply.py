@@ -16,7 +16,7 @@ from aiohttp.helpers import rfc822_formatted_time
 
 from spotinference.gateway.config import GatewaySettings
 from spotinference.gateway.errors import GatewayError
-from spotinference.gateway.messages import Request, Sent
+from spotinference.gateway.messages import SENT, Request, Sent
 
 FLUSH_TIMEOUT_S = 1.0
 """The last event before an abort gets this long to leave."""
@@ -136,7 +136,8 @@ class Reply:
 
     async def send(self, body: bytes) -> web.StreamResponse:
         """A whole JSON answer, under the same deadline as a streamed one."""
-        await self.still()
+        if self._alive is not None:
+            await self.still()
         if self._response is not None:
             await self.write(body)
             return await self.finish()
@@ -238,20 +239,21 @@ def at_once(
     ):
         return None
     transport.write(_message(status, headers, body))
-    return Sent()
+    return SENT
 
 
 def _message(status: int, headers: dict[str, str], body: bytes) -> bytes:
     """An answer in one piece. A line break in a value would be a second answer: refused."""
-    lines = [f"{name}: {value}" for name, value in headers.items()]
-    if any("\r" in line or "\n" in line for line in lines):
+    lines = "".join([f"{name}: {value}\r\n" for name, value in headers.items()])
+    if lines.count("\n") != len(headers) or lines.count("\r") != len(headers):
         raise ValueError("a line break in a header")
-    head = "\r\n".join(
-        (
-            f"HTTP/1.1 {status} {HTTPStatus(status).phrase}",
-            *lines,
-            f"Date: {rfc822_formatted_time()}",
-            f"Content-Length: {len(body)}",
-        )
+    head = (
+        f"{_STATUS_LINES[status]}{lines}Date: {rfc822_formatted_time()}\r\n"
+        f"Content-Length: {len(body)}\r\n\r\n"
     )
-    return head.encode("latin-1") + b"\r\n\r\n" + body
+    return head.encode("latin-1") + body
+
+
+_STATUS_LINES = {
+    int(status): f"HTTP/1.1 {status.value} {status.phrase}\r\n" for status in HTTPStatus
+}

@@ -12,12 +12,13 @@ from spotinference.api.kinds import Json
 from spotinference.core.chunks import Endpoint
 from spotinference.gateway.config import GatewaySettings
 from spotinference.gateway.errors import Code, GatewayError
+from spotinference.gateway.messages import Request
 
 MAX_MODEL_CHARS = 256
 MAX_STOPS = 64
 
 
-async def read_body(request: web.BaseRequest, settings: GatewaySettings) -> bytes:
+async def read_body(request: Request, settings: GatewaySettings) -> bytes:
     """The whole body, before anything is parked: a client that leaves is then noticed at once."""
     limit = settings.max_body_bytes
     encoding = request.headers.get("Content-Encoding", "identity")
@@ -26,7 +27,7 @@ async def read_body(request: web.BaseRequest, settings: GatewaySettings) -> byte
             Code.UNSUPPORTED_ENCODING, f"Content-Encoding {encoding[:40]!r}: send it uncompressed."
         )
     if request.content.is_eof():  # it came with its head, as most do
-        whole = request.content.read_nowait()
+        whole = request.body_that_came()
         if len(whole) > limit:
             raise _too_large(limit)
         return whole
@@ -53,7 +54,7 @@ async def read_body(request: web.BaseRequest, settings: GatewaySettings) -> byte
     return bytes(body)
 
 
-async def _invite(request: web.BaseRequest) -> None:
+async def _invite(request: Request) -> None:
     """The client asked whether it may send its body (Expect: 100-continue); it has a good key."""
     await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
     request.writer.output_size = 0  # nothing of the answer itself is out

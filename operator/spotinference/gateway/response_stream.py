@@ -14,6 +14,7 @@ from spotinference.core import responses
 from spotinference.core.continuation import Class, Prepared
 from spotinference.core.evacuation import Progress
 from spotinference.core.responses import Answer
+from spotinference.core.routing import Work
 from spotinference.core.splice import Diverged, EngineFailed
 from spotinference.core.stream import Framer, events
 from spotinference.gateway import engines
@@ -37,12 +38,15 @@ class ResponseStream(Exchange):
         http: Request,
         tier: Tier,
         prepared: Prepared,
+        work: Work,
         *,
         key: ApiKey,
         body_bytes: int,
         reply: Reply | None = None,
     ) -> None:
-        super().__init__(context, http, tier, prepared, key=key, body_bytes=body_bytes, reply=reply)
+        super().__init__(
+            context, http, tier, prepared, work, key=key, body_bytes=body_bytes, reply=reply
+        )
         self._answer = Answer()
         """what the client has of it"""
         self._flows = (self._arrived, 0)

@@ -43,14 +43,9 @@ class Search:
     async def replica(self) -> Replica:
         """The next to try; waits for one within the cap, else `wake_timeout` or `engine_busy`."""
         while True:
-            self._waiting.refresh()
+            if (replica := self.at_once()) is not None:
+                return replica
             ref = self._waiting.tier.ref
-            if self._admitted or not self._context.parking.queued(ref):
-                replica = self._pick(ref)
-                if replica is not None:
-                    self._admitted = True
-                    self.found_at = time.monotonic()
-                    return replica
             if not any(r.routable for r in self._context.replicas.of(ref)):
                 self._waiting.may_wait()
                 self._admitted = await self._waiting.park()
@@ -62,8 +57,24 @@ class Search:
                     "The replicas that are left serve another revision of the model.",
                 )
 
+    def at_once(self) -> Replica | None:
+        """The next to try; None: only by waiting."""
+        self._waiting.refresh()
+        ref = self._waiting.tier.ref
+        if not self._admitted and self._context.parking.queued(ref):
+            return None
+        replica = self._pick(ref)
+        if replica is not None:
+            self._admitted = True
+            self.found_at = time.monotonic()
+        return replica
+
     def _pick(self, ref: TierRef) -> Replica | None:
         """Not one that has just failed, if there is another; never one that is full."""
+        if not self._avoid:
+            return self._context.replicas.pick(
+                ref, self.work, avoid=self._busy, fingerprint=self._fingerprint
+            )
         for avoid in ((*self._busy, *self._avoid), self._busy):
             replica = self._context.replicas.pick(
                 ref, self.work, avoid=avoid, fingerprint=self._fingerprint

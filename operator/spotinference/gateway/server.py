@@ -6,6 +6,7 @@ import asyncio
 import hashlib
 import random
 from collections.abc import Callable
+from functools import partial
 
 import orjson
 import structlog
@@ -14,7 +15,7 @@ from aiohttp import web
 from spotinference import logs
 from spotinference.api.keys import ApiKey
 from spotinference.api.kinds import Json
-from spotinference.core import continuation, responses
+from spotinference.core import continuation, responses, routing
 from spotinference.core.chunks import Endpoint
 from spotinference.core.continuation import Prepared
 from spotinference.gateway import (
@@ -26,7 +27,6 @@ from spotinference.gateway import (
     models,
     replay,
     requests,
-    whole,
 )
 from spotinference.gateway.catalogue import Tier
 from spotinference.gateway.context import Context
@@ -45,6 +45,8 @@ from spotinference.gateway.whole import Whole
 log = structlog.get_logger(__name__)
 
 SEED_BITS = 31
+SESSION_HEADER = "x-session-id"
+"""A client's own name for what belongs together: goes to one replica while that has room."""
 
 
 class Server:
@@ -62,7 +64,7 @@ class Server:
         self._background: set[asyncio.Task[None]] = set()
         """requests that run apart from their client's connection"""
         self._routes: dict[tuple[str, str], Handler] = {
-            **{("POST", endpoint.value): self._engine for endpoint in Endpoint},
+            **{("POST", endpoint.value): partial(self._engine, endpoint) for endpoint in Endpoint},
             ("GET", "/v1/models"): self._models,
             ("GET", "/healthz"): self._healthz,
             ("GET", "/readyz"): self._readyz,
@@ -77,8 +79,7 @@ class Server:
 
     async def handle(self, http: Request) -> web.StreamResponse:
         """Every request of the client port."""
-        task = asyncio.current_task()
-        assert task is not None
+        task = http.task
         self._running.add(task)
         request_id = self._ids()
         http.request_id = request_id
@@ -151,14 +152,13 @@ class Server:
 
     # --- what engines answer --------------------------------------------------------------------
 
-    async def _engine(self, http: Request) -> web.StreamResponse:
+    async def _engine(self, endpoint: Endpoint, http: Request) -> web.StreamResponse:
         key = self._authenticated(http)
         if self.stopping:
             raise errors.stopping()
         answering = len(self._running) - self._context.parking.count
         if answering > self._context.settings.max_answers:  # before its body costs anything
             raise errors.gateway_busy()
-        endpoint = Endpoint(_path(http))
         wanted = replay.asked(http)
         raw = await requests.read_body(http, self._context.settings)
         if wanted is not None:
@@ -237,9 +237,10 @@ class Server:
         """`size` of the body as it came, in bytes."""
         tier = self._tier(key, body["model"])
         http.tier_name = tier.ref.name
+        work = routing.work_of(body, http.headers.get(SESSION_HEADER))
         kind, prepared = _prepared(endpoint, body, tier, self._context.settings.gather_tokens)
         grant = self._context.limits.admit(
-            key, limits.estimate(body, size, completes=endpoint.completes)
+            key, limits.estimate(work, size, completes=endpoint.completes)
         )
         http.answer_headers = self._limit_headers(http)
         run = kind(
@@ -247,6 +248,7 @@ class Server:
             http,
             tier,
             prepared,
+            work,
             key=key,
             body_bytes=size,
             reply=reply,
@@ -260,9 +262,7 @@ class Server:
             raise
         finally:
             run.trace.ended(code, delivered=run.account.completion_tokens or 0)
-            self._context.usage.over(
-                http.request_id, endpoint.value, key, tier, run.trace, run.account
-            )
+            self._context.usage.over(http.request_id, endpoint, key, tier, run.trace, run.account)
             grant.settle((run.account.prompt_tokens or 0) + (run.account.completion_tokens or 0))
         self._context.metrics.requests.labels(tier.ref.name, code).inc()
         return response
@@ -272,7 +272,7 @@ class Server:
 
     def _authenticated(self, http: Request) -> ApiKey:
         key = self._keys.authenticate(
-            http.headers.getall("Authorization", []), self._context.clock.now()
+            http.headers.getall("Authorization", []), self._context.clock.now
         )
         http.key = key
         return key
@@ -347,7 +347,7 @@ def _prepared(
     if endpoint is Endpoint.RESPONSES:
         prepared = responses.prepare(body, seed=seed, enabled=enabled)
         return ResponseStream if prepared.stream else Whole, prepared
-    return Whole, whole.prepare(endpoint, body)
+    return Whole, continuation.whole(endpoint, body)
 
 
 def _path(http: Request) -> str:

@@ -19,6 +19,7 @@ from spotinference.core.chunks import Identity
 from spotinference.core.continuation import Class, Ending, Next, Prepared, Refusal
 from spotinference.core.delivered import Delivered
 from spotinference.core.evacuation import Progress
+from spotinference.core.routing import Work
 from spotinference.core.splice import Diverged, EngineFailed, Splice
 from spotinference.core.stream import Framer, events
 from spotinference.gateway import engines
@@ -37,7 +38,7 @@ GATHERED_RAW_BYTES = 16 * 1024
 
 
 class Streamed(Exchange):
-    __slots__ = ("_delivered", "_flows", "_next", "_open", "_out", "_who", "_whole")
+    __slots__ = ("_delivered", "_flows", "_next", "_out", "_who", "_whole")
 
     def __init__(
         self,
@@ -45,12 +46,15 @@ class Streamed(Exchange):
         http: Request,
         tier: Tier,
         prepared: Prepared,
+        work: Work,
         *,
         key: ApiKey,
         body_bytes: int,
         reply: Reply | None = None,
     ) -> None:
-        super().__init__(context, http, tier, prepared, key=key, body_bytes=body_bytes, reply=reply)
+        super().__init__(
+            context, http, tier, prepared, work, key=key, body_bytes=body_bytes, reply=reply
+        )
         self._delivered = Delivered(prepared.endpoint)
         self._out: Reply | Silence = self._reply
         """where the chunks of the answer go"""
@@ -60,8 +64,6 @@ class Streamed(Exchange):
         """a token prompt diverged: what is left to try is a replay from the beginning"""
         self._who: Identity | None = None
         """set when a chunk of ours had to go out before the engine's first"""
-        self._open: Attempt | None = None
-        """the attempt that is being read"""
         self._flows = (self._arrived, 0)
         """since when the attempt gives tokens, and how many there were before"""
 
@@ -176,12 +178,11 @@ class Streamed(Exchange):
                 attempt, path, body, request_id=name,
                 patience=self._waiting.first_part,
             )  # fmt: skip
-            self._open = attempt
             try:
                 if request is None and self._who is None:
-                    await self._relay(replica, answer)
+                    await self._relay(replica, attempt, answer)
                 else:
-                    await self._splice(replica, answer, request)
+                    await self._splice(replica, attempt, answer, request)
             except Broken as error:
                 raise Lost(f"{replica.name}: {type(error).__name__}: {error}") from error
 
@@ -196,7 +197,7 @@ class Streamed(Exchange):
             limit = await self._context.engines.max_model_len(replica)
         return continuation.with_max_tokens(request, limit)
 
-    async def _relay(self, replica: Replica, answer: Answer) -> None:
+    async def _relay(self, replica: Replica, attempt: Attempt, answer: Answer) -> None:
         """The way of every token: whole events, their bytes as they are but for hidden ids.
 
         Once the answer flows, a chunk goes from the engine's socket to the client's without a
@@ -225,7 +226,7 @@ class Streamed(Exchange):
                 await reply.drain()
                 continue
             if first:
-                self._expect_more()
+                attempt.first_byte()
             if not chunks.ordinary(whole):
                 # [DONE] is not: it ends the answer or it does not
                 await self._with_care(replica, whole)
@@ -287,7 +288,9 @@ class Streamed(Exchange):
         self._delivered.usage = chunk["usage"]
         return self._prepared.include_usage
 
-    async def _splice(self, replica: Replica, answer: Answer, request: Next | None) -> None:
+    async def _splice(
+        self, replica: Replica, attempt: Attempt, answer: Answer, request: Next | None
+    ) -> None:
         """Chunks of another replica become chunks of this answer."""
         framer = Framer()
         splice = Splice(self._prepared, self._delivered, request, self._who)
@@ -296,7 +299,7 @@ class Streamed(Exchange):
         beat_at = time.monotonic() + heartbeat_s
         async for data in answer.parts():
             if first:
-                self._expect_more()
+                attempt.first_byte()
             for event in events(framer.feed(data)):
                 if event.data is None:
                     continue
@@ -316,11 +319,6 @@ class Streamed(Exchange):
                     await engines.to_the_end(answer)
                     return
         raise Lost(f"{replica.name}: the stream ended without [DONE]")
-
-    def _expect_more(self) -> None:
-        """The engine has begun to speak: from now on silence means that it is lost."""
-        if self._open is not None:
-            self._open.first_byte()
 
     async def _flow(self, replica: Replica) -> None:
         """The first new bytes of an attempt are about to go to the client."""

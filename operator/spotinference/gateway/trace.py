@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from array import array
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from spotinference.gateway.replicas import Replica
 
@@ -35,7 +35,8 @@ class Attempt:
     ended: float | None = None
     status: str = "running"
     completion: int = 0
-    gaps: array[float] = field(default_factory=lambda: array("f"))
+    gaps: array[float] | None = None
+    """None before the second piece"""
 
 
 class Trace:
@@ -73,6 +74,8 @@ class Trace:
         now = time.monotonic()
         if attempt.first_at is None:
             attempt.first_at = now
+        elif attempt.gaps is None:
+            attempt.gaps = array("f", (now - attempt.last_at,))
         elif len(attempt.gaps) < MAX_GAPS:
             attempt.gaps.append(now - attempt.last_at)
         attempt.last_at = now
@@ -88,5 +91,6 @@ class Trace:
             return
         attempt.ended = time.monotonic()
         attempt.status = status
-        before = sum(other.completion for other in self.attempts[:-1])
-        attempt.completion = max(0, delivered - before)
+        if len(self.attempts) > 1:
+            delivered -= sum(other.completion for other in self.attempts[:-1])
+        attempt.completion = max(0, delivered)

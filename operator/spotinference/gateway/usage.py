@@ -14,9 +14,9 @@ import queue
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
+from typing import NamedTuple
 
 import aiohttp
 import orjson
@@ -50,8 +50,7 @@ RETRY_S = 1.0
 VERSION = 1
 
 
-@dataclass(frozen=True, slots=True)
-class Request:
+class Request(NamedTuple):
     """One request, over: what its records are made of."""
 
     id: str

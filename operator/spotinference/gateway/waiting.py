@@ -103,6 +103,10 @@ class Waiting:
         """The client has its status already."""
         return self._reply.begun
 
+    def over(self) -> None:
+        """The request is: lets go of what would else be a circle, and the collector's work."""
+        self._empty = bytes
+
     def refresh(self) -> None:
         """The tier as it is now; its end ends the wait, a pause only one without an answer yet."""
         tier = self._context.catalogue.get(self.tier.ref)

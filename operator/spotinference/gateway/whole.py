@@ -9,7 +9,6 @@ from spotinference.api.kinds import Json
 from spotinference.clients.engine_http import Answer, Broken
 from spotinference.core import chunks
 from spotinference.core.chunks import Endpoint
-from spotinference.core.continuation import Class, Prepared
 from spotinference.core.evacuation import Progress
 from spotinference.gateway.attempt import Attempt
 from spotinference.gateway.engines import Failed, Lost
@@ -19,20 +18,6 @@ from spotinference.gateway.replicas import Replica
 WHOLE = Progress(
     movable=True, repeats=True, tokens=0, tokens_left=None, tokens_per_s=None, whole=True
 )
-
-
-def prepare(endpoint: Endpoint, body: Json) -> Prepared:
-    """A request whose answer is one JSON object: nothing to carry on, only to ask again."""
-    return Prepared(
-        endpoint=endpoint,
-        body=body,
-        kind=Class.RESTART,
-        reason="answered whole",
-        stream=False,
-        hide_token_ids=False,
-        include_usage=False,
-        continuous_usage=False,
-    )
 
 
 class Whole(Exchange):
@@ -82,6 +67,8 @@ class Whole(Exchange):
 
 def _given_up(endpoint: Endpoint, decoded: Json) -> bool:
     if endpoint.chunked:
-        choices = decoded.get("choices") or ()
-        return any(choice.get("finish_reason") in {"abort", "error"} for choice in choices)
+        for choice in decoded.get("choices") or ():
+            if choice.get("finish_reason") in {"abort", "error"}:
+                return True
+        return False
     return decoded.get("status") in {"failed", "cancelled", "in_progress"}

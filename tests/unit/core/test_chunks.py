@@ -40,6 +40,24 @@ def test_text_never_makes_a_good_chunk_look_bad(texts: list[str]) -> None:
     assert chunks.sound(raw)
 
 
+PIECES = [
+    b'"finish_reason":null', b'"finish_reason":"stop"', b'"finish_reason":"abort"', b'"error"', b"\n\n",
+    b'"finish_reason" : "error"', b'"choices":[]', b'data: {"id":"x"}', b"\xff", b"}", b'{"error"', b",",
+]  # fmt: skip
+
+
+@given(st.lists(st.tuples(st.integers(0, 120), st.sampled_from(PIECES)), max_size=4))
+def test_what_is_passed_on_unparsed_is_sound(edits: list[tuple[int, bytes]]) -> None:
+    """The short look at the chunk that nearly all are takes nothing that the long one refuses."""
+    raw = (
+        b'data: {"id":"c","choices":[{"index":0,"delta":{"content":"a"},"finish_reason":null}]}\n\n'
+    )
+    assert chunks.ordinary(raw)
+    for at, piece in edits:
+        raw = raw[:at] + piece + raw[at:]
+    assert not chunks.ordinary(raw) or chunks.sound(raw)
+
+
 def test_errors_aborts_and_rubbish_are_looked_at_closer() -> None:
     good = chunks.encode({"choices": []})
     for bad in (
