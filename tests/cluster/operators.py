@@ -213,16 +213,28 @@ class Operator:
 
 
 @contextlib.contextmanager
-def operator(cluster: LiveCluster, identity: str = "test") -> Iterator[Operator]:
-    """Runs `spotinference operator run` beside the cluster; ended at the end."""
+def operator(
+    cluster: LiveCluster,
+    identity: str = "test",
+    kubeconfig: Path | None = None,
+    **settings: str,
+) -> Iterator[Operator]:
+    """Runs `spotinference operator run` beside the cluster; ended at the end.
+
+    `settings` are its SPOTINFERENCE_OPERATOR_* variables, in lower case.
+    """
     with tempfile.TemporaryDirectory() as folder:
         log, announced = Path(folder) / "log", Path(folder) / "addresses"
         argv = [sys.executable, "-m", "spotinference", "operator", "run"]
-        argv += ["--kubeconfig", str(cluster.paths.operator_kubeconfig), "--identity", identity]
+        argv += ["--kubeconfig", str(kubeconfig or cluster.paths.operator_kubeconfig)]
+        argv += ["--identity", identity]
         argv += ["--host", "127.0.0.1", "--metrics-port", "0", "--probe-port", "0"]
         argv += ["--announce", str(announced), "--hub-endpoint", cluster.state.hub_url]
         with log.open("wb") as stderr:
-            process = subprocess.Popen(argv, stderr=stderr, stdin=subprocess.DEVNULL)
+            environment = {f"SPOTINFERENCE_OPERATOR_{k.upper()}": v for k, v in settings.items()}
+            process = subprocess.Popen(
+                argv, stderr=stderr, stdin=subprocess.DEVNULL, env={**os.environ, **environment}
+            )
         it = Operator(process, log, {})
         try:
             yield it

@@ -21,9 +21,37 @@ class Row:
 
 
 ROWS: Mapping[int, Row] = {
+    5: Row(
+        "The operator's watches are dropped, and events are lost meanwhile.",
+        "One new list per kind, and a comparison: what was lost is made good.",
+    ),
+    6: Row(
+        "A watch is frozen: the connection stays, nothing comes.",
+        "Noticed after `watch_silence_s` (70 s) and begun anew; nothing else stops meanwhile.",
+    ),
+    7: Row(
+        "410 Gone: the watch's version is too old.",
+        "A new list; nothing is deleted for it.",
+    ),
+    8: Row(
+        "A list fails in its middle.",
+        "The whole list is tried again; what is missing in half of one is never taken for deleted.",
+    ),
+    9: Row(
+        "429 with Retry-After on every third call.",
+        "It is waited for; the tier wakes all the same.",
+    ),
+    10: Row(
+        "The API server answers 500, 503 or 504 for a while.",
+        "Replicas and status stay as they are; afterwards it catches up.",
+    ),
     11: Row(
         "The API server is away while tiers serve.",
         "The gateway stays ready and goes on with the replicas it knows; afterwards it catches up.",
+    ),
+    12: Row(
+        "Somebody else writes the tier twenty times a second.",
+        "No conflict, nothing of theirs is lost, and the status is right.",
     ),
     31: Row(
         "A thousand requests wake one sleeping tier.",

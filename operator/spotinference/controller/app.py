@@ -174,7 +174,7 @@ async def run(config: OperatorConfig) -> int:
         stack.push_async_callback(engines.close)
         parts = build(config, kube, engines)
         await _serve(config, parts, stack)
-        return await _run(kube, parts, stack, stop)
+        return await _run(kube, parts, stack, stop, config.watch_silence_s)
 
 
 async def _checked(kube: Kube, config: OperatorConfig, stop: asyncio.Event) -> bool:
@@ -205,7 +205,9 @@ async def _serve(config: OperatorConfig, parts: Parts, stack: AsyncExitStack) ->
         probes.announce(config.announce, {"metrics": metrics_url, "probes": probe_url})
 
 
-async def _run(kube: Kube, parts: Parts, stack: AsyncExitStack, stop: asyncio.Event) -> int:
+async def _run(
+    kube: Kube, parts: Parts, stack: AsyncExitStack, stop: asyncio.Event, silence_s: float
+) -> int:
     stop_kopf = asyncio.Event()
     ours = [
         _task("workers", parts.queue.run()),
@@ -218,7 +220,16 @@ async def _run(kube: Kube, parts: Parts, stack: AsyncExitStack, stop: asyncio.Ev
     ]
     election = _task("elector", parts.elector.run())
     stopping = _task("stopping", stop.wait())
-    kopf = _task("kopf", watching.run(kube, parts.router, stop_kopf, lambda: _on_signals(stop)))
+    kopf = _task(
+        "kopf",
+        watching.run(
+            kube,
+            parts.router,
+            stop_kopf,
+            lambda: _on_signals(stop),
+            silence_s,
+        ),
+    )
     done, _ = await asyncio.wait(
         {*ours, election, kopf, stopping}, return_when=asyncio.FIRST_COMPLETED
     )

@@ -18,6 +18,8 @@ with the API server, since Kopf does not notice what was deleted while its watch
 STOP_DEADLINE_S = 6.0
 """SIGTERM: time for the writes under way. With the Lease's release and Kopf's own end it must stay
 below 10 s."""
+WATCH_SILENCE_S = 70.0
+"""Bookmarks come each minute: a watch silent for longer is frozen, and begun anew."""
 START_DEADLINE_S = 60.0
 """The API server must answer the checks at start within this time."""
 
@@ -36,6 +38,7 @@ class OperatorConfig(BaseSettings):
     metrics_port: int = Field(default=9090, ge=0, le=65535)
     probe_port: int = Field(default=8081, ge=0, le=65535)
     announce: Path | None = None
+    watch_silence_s: float = Field(default=WATCH_SILENCE_S, gt=0, le=3600)
     log_level: str = Field(default="info", pattern="^(debug|info|warning|error)$")
 
 

@@ -76,6 +76,12 @@ class Metrics:
             ["kind"],
             registry=self.registry,
         )
+        self.relists = Counter(
+            f"{PREFIX}_relists_total",
+            "Lists of a kind that a watch began with: one at the start, and one each time its version was too old.",
+            ["kind"],
+            registry=self.registry,
+        )
         self.suppressed_events = Counter(
             f"{PREFIX}_suppressed_events_total",
             "Kubernetes events not written because they repeat or come too fast.",

@@ -36,6 +36,8 @@ class Resync:
 
     def suspect(self, kind: Kind) -> None:
         """Kopf listed this kind again: compare soon."""
+        if kind not in self._suspects:
+            self.metrics.relists.labels(kind.kind).inc()
         self._suspects[kind] = asyncio.get_running_loop().time() + SETTLE_S
         self._wake.set()
 

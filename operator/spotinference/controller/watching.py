@@ -17,8 +17,6 @@ from kopf._core.engines.peering import Identity
 from spotinference.clients.kube import Kube
 from spotinference.controller import handlers
 
-INACTIVITY_S = 70.0
-"""Bookmarks come each minute: a watch silent for longer is frozen."""
 BACKOFFS_S = (1, 1, 2, 3, 5, 8, 13, 21, *([30] * 20))
 """About ten minutes of an absent API server before the process gives up and is restarted."""
 
@@ -43,12 +41,12 @@ def registry(kube: Kube, router: handlers.Router) -> kopf.OperatorRegistry:
     return made
 
 
-def settings() -> kopf.OperatorSettings:
+def settings(silence_s: float) -> kopf.OperatorSettings:
     made = kopf.OperatorSettings()
     made.posting.enabled = False
     made.scanning.disabled = True
     made.peering.standalone = True
-    made.watching.inactivity_timeout = INACTIVITY_S
+    made.watching.inactivity_timeout = silence_s
     made.networking.connect_timeout = 10
     made.networking.request_timeout = 60
     made.networking.error_backoffs = BACKOFFS_S
@@ -58,13 +56,17 @@ def settings() -> kopf.OperatorSettings:
 
 
 async def run(
-    kube: Kube, router: handlers.Router, stop: asyncio.Event, on_spawned: Callable[[], None]
+    kube: Kube,
+    router: handlers.Router,
+    stop: asyncio.Event,
+    on_spawned: Callable[[], None],
+    silence_s: float,
 ) -> None:
     """Until `stop` is set; returning or raising without it means that the operator is deaf."""
     existing = asyncio.all_tasks()
     tasks = await kopf.spawn_tasks(
         registry=registry(kube, router),
-        settings=settings(),
+        settings=settings(silence_s),
         clusterwide=True,
         standalone=True,
         # Peering is off, yet Kopf would ask the system for the user's name, and in a container

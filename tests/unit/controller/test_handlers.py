@@ -124,7 +124,7 @@ async def test_a_list_of_kopf_after_the_first_is_checked_by_one_of_ours(
 
 
 def test_children_pods_and_demand_are_selected_by_the_server() -> None:
-    settings = watching.settings()
+    settings = watching.settings(70.0)
     chosen = dict(settings.watching.label_selectors)
     assert len(chosen) == len([kind for kind, selector in WATCHED.items() if selector])
     assert not WATCHED[NODE], "nodes carry no label of ours"
@@ -132,7 +132,7 @@ def test_children_pods_and_demand_are_selected_by_the_server() -> None:
 
 
 def test_kopf_writes_nothing_of_its_own() -> None:
-    settings = watching.settings()
+    settings = watching.settings(70.0)
     assert not settings.posting.enabled
     assert settings.peering.standalone
     assert settings.scanning.disabled
