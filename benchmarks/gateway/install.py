@@ -6,10 +6,12 @@ A peer that cannot be had raises `Missing` with the reason, which then stands in
 from __future__ import annotations
 
 import hashlib
-import shutil
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
+
+from tests.support import debian
 
 from spotinference.devcluster.paths import cache_dir
 
@@ -41,30 +43,20 @@ def version(bin_dir: Path, distribution: str) -> str:
     return output([str(bin_dir / "python"), "-c", code]).strip()
 
 
-def nginx() -> Path:
-    """From the PATH, else Debian's package, unpacked without root."""
-    found = shutil.which("nginx") or shutil.which("/usr/sbin/nginx")
-    if found:
-        return Path(found)
-    home = cache_dir() / "gateway-benchmark" / "nginx"
-    binary = home / "usr" / "sbin" / "nginx"
-    if not binary.exists():
-        if shutil.which("apt-get") is None or shutil.which("dpkg") is None:
-            raise Missing("no nginx on the PATH, and no apt-get to fetch it with")
-        home.mkdir(parents=True, exist_ok=True)
-        output(["apt-get", "download", "nginx"], cwd=home)
-        for package in home.glob("nginx_*.deb"):
-            output(["dpkg", "-x", str(package), str(home)])
-            package.unlink()
-    output([str(binary), "-v"])
-    return binary
+def nginx() -> tuple[Path, Mapping[str, str]]:
+    """The program and its environment: the machine's own, else Debian's package (as tests do)."""
+    try:
+        return debian.program("nginx")
+    except debian.Unobtainable as error:
+        raise Missing(str(error)) from error
 
 
-def output(command: list[str], cwd: Path | None = None) -> str:
+def output(command: list[str], environment: Mapping[str, str] | None = None) -> str:
     try:
         done = subprocess.run(
-            command, cwd=cwd, capture_output=True, text=True, timeout=INSTALL_TIMEOUT_S, check=False
-        )
+            command, env=environment, capture_output=True, text=True, timeout=INSTALL_TIMEOUT_S,
+            check=False,
+        )  # fmt: skip
     except (OSError, subprocess.TimeoutExpired) as error:
         raise Missing(f"{Path(command[0]).name}: {error}") from error
     if done.returncode:

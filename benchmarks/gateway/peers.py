@@ -88,13 +88,15 @@ http {{
 
 
 def _nginx(upstream: Upstream, port: int, folder: Path) -> Launch:
-    binary = install.nginx()
+    binary, environment = install.nginx()
+    libraries = {name: environment[name] for name in ("LD_LIBRARY_PATH",) if name in environment}
     config = folder / "nginx.conf"
     config.write_text(
         NGINX_CONF.format(folder=folder, ip=upstream.ip, upstream=upstream.port, port=port)
     )
-    version = install.output([str(binary), "-v"]).rpartition("/")[2].strip()
-    return Launch(version, [str(binary), "-p", str(folder), "-c", str(config)], {})
+    said = install.output([str(binary), "-v"], environment=environment)
+    command = [str(binary), "-p", str(folder), "-c", str(config)]
+    return Launch(said.rpartition("/")[2].strip(), command, libraries)
 
 
 def _vllm_router(*tuning: str) -> Callable[[Upstream, int, Path], Launch]:

@@ -9,7 +9,7 @@
  * Each streamed chunk carries this machine's monotonic clock as its text (" T" and 20 digits), so
  * that the load generator measures the delay of every single token. Token ids come when the request
  * asks for them ("return_token_ids":true), as vLLM does it: the prompt's in the first chunk, one in
- * each further chunk.
+ * each further chunk. So does a chunk with the usage ("include_usage":true), before [DONE].
  */
 #define _GNU_SOURCE
 #include <signal.h>
@@ -29,6 +29,7 @@ struct connection {
     int fd;
     int chunks_left; /* 0: no answer is being streamed */
     int token_ids;
+    int usage;
     unsigned generation; /* tells a timer of an earlier connection on this descriptor */
     struct buffer in;
 };
@@ -121,12 +122,24 @@ static void send_chunk(struct connection *c) {
     c->chunks_left--;
 }
 
+static void send_usage(struct connection *c) {
+    char event[512];
+    int n = snprintf(event, sizeof event,
+                     "data: {\"id\":\"chatcmpl-1234567890abcdef1234567890abcdef\","
+                     "\"object\":\"chat.completion.chunk\",\"created\":1700000000,"
+                     "\"model\":\"demo\",\"choices\":[],\"usage\":{\"prompt_tokens\":%d,"
+                     "\"total_tokens\":%d,\"completion_tokens\":%d}}\n\n",
+                     PROMPT_IDS, PROMPT_IDS + chunks_per_answer, chunks_per_answer);
+    send_event(c, event, n);
+}
+
 static void send_end(struct connection *c) {
     static const char finish[] =
         "data: " ENVELOPE "\"content\":\"\"},\"logprobs\":null,\"finish_reason\":\"stop\","
         "\"stop_reason\":null,\"token_ids\":null}]}\n\n";
     static const char done[] = "e\r\ndata: [DONE]\n\n\r\n0\r\n\r\n";
     send_event(c, finish, (int)sizeof finish - 1);
+    if (c->usage) send_usage(c);
     send_all(c->fd, done, sizeof done - 1);
 }
 
@@ -186,6 +199,7 @@ static void answer_requests(struct connection *c) {
         const char *body = c->in.bytes + body_at;
         int get = !strncmp(c->in.bytes, "GET", 3);
         int stream = !get && asks(body, length - body_at, "stream");
+        c->usage = stream && asks(body, length - body_at, "include_usage");
         c->token_ids = stream && asks(body, length - body_at, "return_token_ids");
         drop_front(&c->in, length);
         if (stream)

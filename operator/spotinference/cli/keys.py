@@ -64,6 +64,38 @@ SecretNameOption = Annotated[
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON for scripts.")]
 Wait = Literal["heartbeat", "strict", "reject"]
+TenantOption = Annotated[str, typer.Option(help="The tenant: the key opens its tiers.")]
+IdOption = Annotated[
+    str | None, typer.Option("--id", help="Name of the key in lists and logs; default: chosen.")
+]
+TierOption = Annotated[
+    list[str] | None,
+    typer.Option(help="Only this tier or model; * and ? match. May be given several times."),
+]
+RequestsOption = Annotated[int | None, typer.Option(help="In any minute.")]
+TokensOption = Annotated[
+    int | None, typer.Option(help="Prompt and completion together, in any minute.")
+]
+StreamsOption = Annotated[
+    int | None, typer.Option(help="Requests answered or waiting at the same time.")
+]
+BudgetOption = Annotated[
+    int | None, typer.Option(help="Prompt and completion together, per calendar month (UTC).")
+]
+ExpiresOption = Annotated[
+    str | None,
+    typer.Option(help="When it ends: 90d, 12h, or a time such as 2027-01-31T00:00:00Z."),
+]
+WaitOption = Annotated[
+    Wait,
+    typer.Option(
+        help="While a tier wakes: heartbeat (200 and comments), strict (headers held until the "
+        "answer or a true 504) or reject (503 at once)."
+    ),
+]
+KeepAliveOption = Annotated[
+    bool, typer.Option("--keep-alive", help="Whitespace before answers that are not streamed.")
+]
 
 
 @app.callback()
@@ -74,38 +106,16 @@ def keys() -> None:
 @app.command()
 def create(
     *,
-    namespace: Annotated[str, typer.Option(help="The tenant: the key opens its tiers.")],
-    identity: Annotated[
-        str | None, typer.Option("--id", help="Name of the key in lists and logs; default: chosen.")
-    ] = None,
-    tier: Annotated[
-        list[str] | None,
-        typer.Option(help="Only this tier or model; * and ? match. May be given several times."),
-    ] = None,
-    requests_per_minute: Annotated[int | None, typer.Option(help="In any minute.")] = None,
-    tokens_per_minute: Annotated[
-        int | None, typer.Option(help="Prompt and completion together, in any minute.")
-    ] = None,
-    max_streams: Annotated[
-        int | None, typer.Option(help="Requests answered or waiting at the same time.")
-    ] = None,
-    monthly_tokens: Annotated[
-        int | None, typer.Option(help="Prompt and completion together, per calendar month (UTC).")
-    ] = None,
-    expires: Annotated[
-        str | None,
-        typer.Option(help="When it ends: 90d, 12h, or a time such as 2027-01-31T00:00:00Z."),
-    ] = None,
-    wait: Annotated[
-        Wait,
-        typer.Option(
-            help="While a tier wakes: heartbeat (200 and comments), strict (headers held until the "
-            "answer or a true 504) or reject (503 at once)."
-        ),
-    ] = "heartbeat",
-    keep_alive: Annotated[
-        bool, typer.Option("--keep-alive", help="Whitespace before answers that are not streamed.")
-    ] = False,
+    namespace: TenantOption,
+    identity: IdOption = None,
+    tier: TierOption = None,
+    requests_per_minute: RequestsOption = None,
+    tokens_per_minute: TokensOption = None,
+    max_streams: StreamsOption = None,
+    monthly_tokens: BudgetOption = None,
+    expires: ExpiresOption = None,
+    wait: WaitOption = "heartbeat",
+    keep_alive: KeepAliveOption = False,
     file: FileOption = None,
     kubeconfig: KubeconfigOption = None,
     secret_namespace: SecretNamespaceOption = SECRET_NAMESPACE,

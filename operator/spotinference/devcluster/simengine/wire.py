@@ -197,64 +197,14 @@ def completion_logprobs(token_ids: Sequence[int], start: int = 0) -> dict[str, o
 
 def whole_answer(want: Generation, outputs: Sequence[Output]) -> bytes:
     """The body of an answer that is not streamed; `outputs` has one entry per sequence."""
-    choices: list[dict[str, object]] = []
-    for out in outputs:
-        ids = out.token_ids if want.return_token_ids else None
-        ending: dict[str, object] = {
-            "finish_reason": out.finish_reason,
-            "stop_reason": out.stop_reason,
-        }
-        if want.chat:
-            message: dict[str, object] = {
-                "role": want.role,
-                "content": out.text,
-                "refusal": None,
-                "annotations": None,
-                "audio": None,
-                "function_call": None,
-                "reasoning": None,
-            }
-            if want.shape.shaped:
-                fields, finish = shaping.message(want.shape, out.text, out.finish_reason)
-                message |= fields
-                ending["finish_reason"] = finish
-                ids = None if want.shape.hide_reasoning else ids
-            content = {"content": [_chat_logprob(token) for token in out.token_ids]}
-            choices.append(
-                {
-                    "index": out.index,
-                    "message": message,
-                    "logprobs": content if want.logprobs else None,
-                    **ending,
-                    "token_ids": ids,
-                    "routed_experts": None,
-                }
-            )
-            continue
-        named = want.return_token_ids and not want.embedded
-        prompt_ids = want.prompts[out.index // want.n] if named else None
-        text = out.text
-        if want.echo and not want.return_token_ids:
-            text = tokenizer.decode(want.prompts[out.index // want.n]) + text
-        choices.append(
-            {
-                "index": out.index,
-                "text": text,
-                "logprobs": completion_logprobs(out.token_ids) if want.logprobs else None,
-                **ending,
-                "token_ids": ids,
-                "prompt_logprobs": None,
-                "prompt_token_ids": prompt_ids,
-                "routed_experts": None,
-            }
-        )
+    choice = _whole_chat_choice if want.chat else _whole_completion_choice
     made = sum(len(out.token_ids) for out in outputs)
     body: dict[str, object] = {
         "id": f"{'chatcmpl' if want.chat else 'cmpl'}-{secrets.token_hex(8)}",
         "object": "chat.completion" if want.chat else "text_completion",
         "created": int(time.time()),
         "model": want.model,
-        "choices": choices,
+        "choices": [choice(want, out) for out in outputs],
         "service_tier": None,
         "system_fingerprint": FINGERPRINT,
         "usage": {
@@ -269,3 +219,47 @@ def whole_answer(want: Generation, outputs: Sequence[Output]) -> bytes:
         body["prompt_text"] = None
     last = dict.fromkeys(("kv_transfer_params", "ec_transfer_params", "metrics"))
     return orjson.dumps(body | last)
+
+
+def _whole_chat_choice(want: Generation, out: Output) -> dict[str, object]:
+    message: dict[str, object] = {
+        "role": want.role,
+        "content": out.text,
+        "refusal": None,
+        "annotations": None,
+        "audio": None,
+        "function_call": None,
+        "reasoning": None,
+    }
+    finish, ids = out.finish_reason, out.token_ids if want.return_token_ids else None
+    if want.shape.shaped:
+        fields, finish = shaping.message(want.shape, out.text, out.finish_reason)
+        message |= fields
+        ids = None if want.shape.hide_reasoning else ids
+    content = {"content": [_chat_logprob(token) for token in out.token_ids]}
+    return {
+        "index": out.index,
+        "message": message,
+        "logprobs": content if want.logprobs else None,
+        "finish_reason": finish,
+        "stop_reason": out.stop_reason,
+        "token_ids": ids,
+        "routed_experts": None,
+    }
+
+
+def _whole_completion_choice(want: Generation, out: Output) -> dict[str, object]:
+    prompt, text = want.prompts[out.index // want.n], out.text
+    if want.echo and not want.return_token_ids:
+        text = tokenizer.decode(prompt) + text
+    return {
+        "index": out.index,
+        "text": text,
+        "logprobs": completion_logprobs(out.token_ids) if want.logprobs else None,
+        "finish_reason": out.finish_reason,
+        "stop_reason": out.stop_reason,
+        "token_ids": out.token_ids if want.return_token_ids else None,
+        "prompt_logprobs": None,
+        "prompt_token_ids": prompt if want.return_token_ids and not want.embedded else None,
+        "routed_experts": None,
+    }
