@@ -8,7 +8,7 @@ ENVIRONMENT := .venv/.complete
 SPOT := $(PY) -m spotinference
 PYTEST := $(PY) -m pytest
 PEERS := benchmarks/gateway/requirements
-BENCHMARKS := wake crowd steady reclaims ramp no_capacity second_wake
+BENCHMARKS := wake crowd steady reclaims ramp no_capacity second_wake parked_memory parked_cost
 
 # Where byte code is forbidden every process that a test starts would compile its imports anew.
 unexport PYTHONDONTWRITEBYTECODE
@@ -72,7 +72,7 @@ lock: env ## resolve the requirements anew (hashes, no index addresses)
 	@echo hatchling | UV_CUSTOM_COMPILE_COMMAND="make lock" .venv/bin/uv pip compile --quiet --upgrade - -o requirements/build.txt
 	@UV_CUSTOM_COMPILE_COMMAND="make lock" .venv/bin/uv pip compile --quiet --upgrade --no-annotate --override requirements/engine-overrides.txt requirements/engine.in -o requirements/engine.txt
 	@for p in vllm-router sglang-router litellm; do UV_CUSTOM_COMPILE_COMMAND="make lock" .venv/bin/uv pip compile --quiet --upgrade $(PEERS)/$$p.in -o $(PEERS)/$$p.txt || exit 1; done
-bench: assets ## measure wakes, crowds, reclaims, idle writes (about 15 minutes)
+bench: assets ## measure wakes, crowds, reclaims, idle writes, parking (about 20 minutes)
 	@for b in $(BENCHMARKS); do echo "== benchmarks.$$b"; $(PY) -m benchmarks.$$b || exit 1; done
 bench-gateway: env ## the gateway beside nginx and other routers (about 25 minutes; needs a C compiler)
 	@$(PY) -m benchmarks.gateway

@@ -27,7 +27,7 @@ from benchmarks.report import Report
 SETTLE_S = 3.0
 WARM = 50
 MOST_ABOVE_KIB = 8.0
-"""What a parked request may cost above one in bare aiohttp (issue 4)."""
+"""What a parked request may cost above one in bare aiohttp: the status, the place, the body."""
 STATUS_AFTER_S = 0.2
 SERVE_FOR_S = 600.0
 CORE = "0"

@@ -5,12 +5,14 @@ The list is `LIMITS` in tests/support/continuation.py, shown in docs/reference/c
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import aiohttp
 import pytest
 
 from spotinference.api.kinds import Json
+from spotinference.core import continuation, responses
 from tests.support.continuation import SEED
 from tests.support.engine import EngineClient, running_engine
 from tests.support.gateway import CHAT, COMPLETION, Bench, Seen, chat, completion, stream
@@ -82,6 +84,30 @@ async def test_a_replica_whose_context_is_too_short_is_an_honest_end(
         _, error = await cut(thinking, body, second=short)
     assert error["code"] == "not_continuable"
     assert "maximum context length" in error["message"]
+
+
+async def test_an_answer_that_is_longer_than_is_kept_is_an_honest_end(
+    parsing: EngineClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(continuation, "MAX_TOKENS", CUT // 2)
+    _, error = await cut(parsing, chat(**LONG))
+    assert error["code"] == "not_continuable"
+
+
+async def test_a_response_that_is_longer_than_is_kept_is_an_honest_end(
+    parsing: EngineClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(responses, "MAX_RAW_BYTES", 2000)
+    body: Json = {"model": "demo", "input": "hi", "stream": True, "max_output_tokens": 40}
+    async with two_ways(parsing.server) as (b, first), b.http() as http:
+        first.after = CUT
+        with b.preferring("first"):
+            seen = await stream(http, "/v1/responses", body)
+        assert first.cuts == 1
+    lines = seen.raw.decode().splitlines()
+    events = [json.loads(line[6:]) for line in lines if line.startswith("data: ")]
+    assert (events[-1]["type"], events[-1]["code"]) == ("error", "not_continuable")
+    assert not seen.clean
 
 
 async def test_beam_search_is_not_streamed_by_the_engine(parsing: EngineClient) -> None:

@@ -26,6 +26,7 @@ from pydantic import BaseModel, SecretStr
 
 from tests.support.eventually import eventually
 from tests.support.gateway import KEY, Bench, bench
+from tests.support.stalls import stalls
 
 os.environ["LITELLM_LOCAL_MODEL_COST_MAP"] = "True"  # else it asks the internet for prices
 os.environ["LANGSMITH_TRACING"] = "false"
@@ -42,7 +43,6 @@ WAKE_S = 360.0
 CAP_S = 600.0
 PATIENCE_S = 30.0
 """Half of what the least patient client (LangChain) has left between two empty chunks."""
-STALL_CHECK_S = 0.02
 LANGCHAIN_CHUNK_TIMEOUT_S = 120
 """Its default; it reads an environment variable only when none is given."""
 LITELLM_TIMEOUT_S = 600
@@ -352,15 +352,14 @@ async def test_no_client_gives_up_during_a_wake_of_six_minutes() -> None:
     the gateway: it is done again with a slower clock.
     """
     for scale in SCALES:
-        stalls = Stalls()
-        try:
-            async with stalls.watched():
+        async with stalls() as stood_still:
+            try:
                 await wake_of_six_minutes(scale)
-        except Exception:
-            if scale == SCALES[-1] or stalls.worst_s < PATIENCE_S / scale:
-                raise
-        else:
-            return
+            except Exception:
+                if scale == SCALES[-1] or stood_still.worst_s < PATIENCE_S / scale:
+                    raise
+            else:
+                return
 
 
 async def wake_of_six_minutes(scale: float) -> None:
@@ -379,28 +378,6 @@ async def wake_of_six_minutes(scale: float) -> None:
         second = {"invoke, ainvoke", "completion, acompletion"}
         second |= {"async, responses, whole and structured"}  # these ask twice
         assert requests(b) == len(stories) + len(second)
-
-
-class Stalls:
-    """How long this process's loop stood still."""
-
-    def __init__(self) -> None:
-        self.worst_s = 0.0
-
-    @asynccontextmanager
-    async def watched(self) -> AsyncIterator[None]:
-        task = asyncio.create_task(self._watch())
-        try:
-            yield
-        finally:
-            task.cancel()
-
-    async def _watch(self) -> None:
-        now = asyncio.get_running_loop().time
-        while True:
-            due = now() + STALL_CHECK_S
-            await asyncio.sleep(STALL_CHECK_S)
-            self.worst_s = max(self.worst_s, now() - due)
 
 
 def requests(b: Bench) -> float:

@@ -12,6 +12,7 @@ import aiohttp
 import pytest
 
 from spotinference.api.kinds import POD, Json
+from spotinference.core import responses
 from spotinference.devcluster.simengine.faults import Fault
 from tests.support.eventually import eventually
 from tests.support.gateway import bench
@@ -158,10 +159,15 @@ async def test_a_replica_that_does_not_repeat_the_answer_ends_it_with_an_error_e
     [
         ({"interruption": {"continuation": "off"}}, {}),
         ({}, {"tools": [{"type": "code_interpreter", "container": {"type": "auto"}}]}),
+        ({}, {"metadata": {"a": "too long to keep"}}),
     ],
-    ids=["switched off", "tools of the engine"],
+    ids=["switched off", "tools of the engine", "too long"],
 )
-async def test_what_cannot_be_continued_ends_with_an_error_event(spec: Json, body: Json) -> None:
+async def test_what_cannot_be_continued_ends_with_an_error_event(
+    spec: Json, body: Json, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if "metadata" in body:
+        monkeypatch.setattr(responses, "MAX_RAW_BYTES", 10)
     async with bench() as b:
         await b.tier("demo", **spec)
         first, _ = await b.replica(tool_parser=True), await b.replica(tool_parser=True)

@@ -17,6 +17,7 @@ from spotinference.api.kinds import Json
 from spotinference.core import continuation
 from spotinference.core.chunks import Endpoint
 from spotinference.core.continuation import Class
+from spotinference.core.delivered import MAX_TOKENS
 
 LENGTH = 24
 SEED: Json = {"temperature": 0.9, "seed": 7}
@@ -219,6 +220,19 @@ LIMITS: Sequence[Limit] = (
         "It refuses the prompt, and the client gets its words.",
         "gateway/test_failover.py::test_a_replica_with_a_shorter_context_cannot_carry_the_answer_on",
         "engine/test_continuation_limits.py::test_a_replica_whose_context_is_too_short_is_an_honest_end",
+    ),
+    Limit(
+        f"an answer of more than {MAX_TOKENS:,} tokens",
+        "Its ids are not kept: 8 MB, longer than any context.",
+        "unit/core/test_continuation.py::test_an_answer_beyond_what_is_kept_is_not_continued",
+        "engine/test_continuation_limits.py::test_an_answer_that_is_longer_than_is_kept_is_an_honest_end",
+    ),
+    Limit(
+        "a response (`/v1/responses`) of more than 4 MiB of events, or with tools that the engine "
+        "runs itself",
+        "It is not kept; or what a tool did would be done twice.",
+        "gateway/test_responses.py::test_what_cannot_be_continued_ends_with_an_error_event",
+        "engine/test_continuation_limits.py::test_a_response_that_is_longer_than_is_kept_is_an_honest_end",
     ),
     Limit(
         "streamed beam search on completions",

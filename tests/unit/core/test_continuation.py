@@ -182,6 +182,14 @@ def test_another_token_or_another_text_is_never_appended() -> None:
         Splice(prepared, had, planned(prepared, had)).feed(piece("a", 10, finish="stop")[6:-2])
 
 
+def test_an_answer_beyond_what_is_kept_is_not_continued(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(continuation, "MAX_TOKENS", 2)
+    had = delivered(role([1]), piece("a", 10), piece("b", 11))
+    assert isinstance(continuation.plan(prepare(), had), Next)
+    had.record(piece("c", 12))
+    assert isinstance(continuation.plan(prepare(), had), Refusal)
+
+
 def test_done_without_a_finish_reason_ends_nothing() -> None:
     had = delivered(role([1]), piece("a", 10))
     prepared = prepare()
