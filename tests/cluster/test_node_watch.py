@@ -39,6 +39,7 @@ def node_watch(
         process.wait(15)
 
 
+@pytest.mark.fault(36)
 async def test_what_the_metadata_announces_moves_the_replica_and_outlives_a_restart(
     cluster: LiveCluster, tmp_path: Path
 ) -> None:

@@ -64,6 +64,7 @@ async def test_a_tier_wakes_on_demand_serves_and_falls_asleep_again(cluster: Liv
     await drop_tier(cluster, "nap", ns)
 
 
+@pytest.mark.fault(37, 38)
 async def test_a_reclaim_without_notice_starts_a_replacement_elsewhere_and_strikes_the_lost_pod_off(
     cluster: LiveCluster,
 ) -> None:
@@ -93,6 +94,7 @@ async def test_a_reclaim_without_notice_starts_a_replacement_elsewhere_and_strik
     await drop_tier(cluster, "lost", ns)
 
 
+@pytest.mark.fault(36)
 async def test_a_notice_dooms_the_replica_and_has_its_replacement_ready_before_the_node_goes(
     cluster: LiveCluster,
 ) -> None:

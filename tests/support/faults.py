@@ -1,4 +1,4 @@
-"""The rows of docs/reference/faults.md: what goes wrong at the gateway, and what is seen of it.
+"""The rows of docs/reference/faults.md: what goes wrong, and what is seen of it.
 
 A test that proves a row carries `@pytest.mark.fault(ROW)`; tests/unit/test_faults_reference.py
 finds the marks, holds the page to them and fails when a row has no test.
@@ -59,7 +59,8 @@ ROWS: Mapping[int, Row] = {
     ),
     36: Row(
         "A reclaim notice with streams in flight.",
-        "Nothing new goes there; each stream ends there or is carried on elsewhere, unbroken.",
+        "Nothing new goes there and a replacement is asked for before anything drains; each stream "
+        "ends there or is carried on elsewhere, unbroken.",
     ),
     37: Row(
         "A node vanishes mid-stream.",
@@ -69,6 +70,20 @@ ROWS: Mapping[int, Row] = {
     38: Row(
         "All replicas vanish at once.",
         "Everything is parked, the tier wakes; at the cap a true 504 or an error event.",
+    ),
+    39: Row(
+        "No spot capacity for half an hour.",
+        "The tier says NoCapacity and what was tried; markets are probed sparsely, on-demand "
+        "bridges where it may.",
+    ),
+    40: Row(
+        "A node is not ready for 40 s and comes back.",
+        "No replica is deleted, none is served twice from one volume, and what was started "
+        "elsewhere is called off; many nodes at once are held while their engines answer.",
+    ),
+    41: Row(
+        "A replacement starts in another zone than its volume.",
+        "VolumeZoneMismatch, with the scheduler's words; other markets are tried at once.",
     ),
     49: Row(
         "The model loads for a long time.",

@@ -117,6 +117,8 @@ class World:
     crash: str | None = None
     """the engine's own words when every start fails"""
     hub_failure: str | None = None
+    volume_elsewhere: set[Market] = field(default_factory=set)
+    """markets whose nodes cannot mount the volume of their pods"""
     slow_zone: str | None = None
     """where a cache job does not come to its end"""
     commit: str = COMMIT
@@ -272,14 +274,17 @@ class World:
             doomed_until=pod.doomed_until,
             doomed_reason=pod.doomed_reason,
             unschedulable_since=pod.created_at if refused else None,
-            unschedulable_message="0/3 nodes are available: insufficient nvidia.com/gpu"
-            if refused
-            else "",
+            unschedulable_message=self._scheduler_says(pod) if refused else "",
             failure=pod.failure,
             restarts=pod.restarts,
             revision=pod.template,
             sample=sample,
         )
+
+    def _scheduler_says(self, pod: Pod) -> str:
+        if pod.market in self.volume_elsewhere:
+            return "0/3 nodes are available: 1 node(s) had volume node affinity conflict."
+        return "0/3 nodes are available: insufficient nvidia.com/gpu"
 
     def _caches(self) -> list[CacheView]:
         views = []
@@ -478,7 +483,7 @@ class World:
     def _schedule(self) -> None:
         taken = {p.node for p in self.pods.values() if not p.ended}
         for pod in self.pods.values():
-            if pod.node is not None or pod.deleting_until:
+            if pod.node is not None or pod.deleting_until or pod.market in self.volume_elsewhere:
                 continue
             free = [
                 n

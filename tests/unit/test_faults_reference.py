@@ -9,7 +9,7 @@ from pathlib import Path
 from tests.support.faults import ROWS, proofs
 
 PAGE = Path(__file__).parents[2] / "docs" / "reference" / "faults.md"
-HEAD = """# Faults that the gateway survives
+HEAD = """# Faults that are survived
 
 What goes wrong, what is seen of it from outside, and the tests that prove it (below `tests/`).
 Held to the tests by a test; `UPDATE_GOLDEN=1 make unit` writes it anew.

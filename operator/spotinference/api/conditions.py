@@ -51,6 +51,8 @@ class Reason(StrEnum):
     """Every pool of the placement has spec.cordoned set; uncordon one or name another."""
     NO_CAPACITY = "NoCapacity"
     """Launches stayed pending in every market; add pools or zones, or allow on-demand."""
+    VOLUME_ZONE_MISMATCH = "VolumeZoneMismatch"
+    """A volume lies in another zone than the node that was found; the message quotes the scheduler."""
     CAPACITY_FOUND = "CapacityFound"
     """Nodes were found for all replicas."""
     CACHE_FILLING = "CacheFilling"

@@ -91,6 +91,7 @@ class Actor:
     async def _urgent(self, observed: Observed, plan: Plan) -> Blocked | None:
         if self._falls_asleep(observed, plan):
             await self._no_demand_unseen(observed)
+        # Scale-ups first: the others step back behind them (`writer.Lane`), also those of other tiers.
         writes = [self._scale(observed, scale) for scale in plan.scales]
         writes += [self._doom(observed, doom) for doom in plan.dooms]
         if not writes:
@@ -107,7 +108,7 @@ class Actor:
     async def _scale(self, observed: Observed, scale: Apply) -> None:
         before = _replicas(observed.children.get(_child_key(scale)))
         after = _replicas(scale.manifest)
-        await self._apply(observed, scale)
+        await self._apply(observed, scale, urgent=after > before)
         if after > before:
             self.latencies.scaled_up(observed.ref, from_zero=_running(observed) == 0)
         log.info(
@@ -175,10 +176,10 @@ class Actor:
                 blocked = blocked or _blocked(error)
         return blocked
 
-    async def _apply(self, observed: Observed, step: Apply) -> None:
+    async def _apply(self, observed: Observed, step: Apply, *, urgent: bool = False) -> None:
         if _child_key(step) not in observed.children:
             await self._not_somebody_elses(observed, step)
-        await self.writer.apply(step.kind, step.manifest)
+        await self.writer.apply(step.kind, step.manifest, urgent=urgent)
 
     async def _not_somebody_elses(self, observed: Observed, step: Apply) -> None:
         """Before a create: an apply would take over whatever has this name."""

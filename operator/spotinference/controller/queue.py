@@ -26,8 +26,9 @@ Work = Callable[[TierRef], Awaitable[float | None]]
 
 @dataclass(frozen=True, slots=True)
 class QueueLimits:
-    workers: int = 16
-    """tiers worked on at once; a worker mostly waits for the API server"""
+    workers: int = 64
+    """tiers worked on at once; a worker mostly waits for the API server, and where many nodes go
+    at once no tier may wait for the rest of another one's work"""
     deadline_s: float = 60.0
     """one reconcile; longer than any single request's deadline"""
     backoff_first_s: float = 0.05

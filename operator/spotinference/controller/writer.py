@@ -5,13 +5,50 @@ it decided before.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+import asyncio
+import contextlib
+from collections.abc import Awaitable, Callable, Iterator
 
 from spotinference import errors
 from spotinference.api.kinds import Json, Kind
 from spotinference.clients.kube import Kube
 from spotinference.controller.metrics import Metrics
 from spotinference.controller.store import Store
+
+YIELD_S = 0.5
+"""The longest that a write steps back behind urgent ones of other tiers."""
+
+
+class Lane:
+    """Urgent writes go first: when fifty nodes go at once, fifty replacements are asked for before
+    anything else about their tiers is written.
+    """
+
+    def __init__(self) -> None:
+        self._urgent = 0
+        self._free = asyncio.Event()
+        self._free.set()
+
+    @contextlib.contextmanager
+    def urgent(self) -> Iterator[None]:
+        self._urgent += 1
+        self._free.clear()
+        try:
+            yield
+        finally:
+            self._urgent -= 1
+            if self._urgent == 0:
+                self._free.set()
+
+    async def step_back(self) -> None:
+        """Until nothing urgent is under way, for at most `YIELD_S`."""
+        if self._free.is_set():
+            return
+        try:
+            async with asyncio.timeout(YIELD_S):
+                await self._free.wait()
+        except TimeoutError:
+            return
 
 
 class Writer:
@@ -22,9 +59,15 @@ class Writer:
         self._store = store
         self._metrics = metrics
         self._leads = leads
+        self._lane = Lane()
 
-    async def apply(self, kind: Kind, body: Json) -> Json:
-        answer = await self._send("apply", kind, lambda: self._kube.apply(kind, body))
+    async def apply(self, kind: Kind, body: Json, *, urgent: bool = False) -> Json:
+        """`urgent`: a client waits for this, or a machine is about to go."""
+        if urgent:
+            with self._lane.urgent():
+                answer = await self._now("apply", kind, lambda: self._kube.apply(kind, body))
+        else:
+            answer = await self._send("apply", kind, lambda: self._kube.apply(kind, body))
         self._store.wrote(kind, answer)
         return answer
 
@@ -75,6 +118,10 @@ class Writer:
         )
 
     async def _send(self, verb: str, kind: Kind, send: Callable[[], Awaitable[Json]]) -> Json:
+        await self._lane.step_back()
+        return await self._now(verb, kind, send)
+
+    async def _now(self, verb: str, kind: Kind, send: Callable[[], Awaitable[Json]]) -> Json:
         if not self._leads():
             self._metrics.refused.inc()
             raise errors.NotLeader(f"{verb} {kind.plural} refused: another replica leads now")

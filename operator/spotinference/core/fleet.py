@@ -20,6 +20,9 @@ from spotinference.core.plan import DoomReason
 STALE_HOLD_S = 180.0
 """A silent node may come back: so long its replica keeps its slot (and is out of routing)."""
 DEFAULT_REFUSAL_S = 60.0
+VOLUME_ELSEWHERE = "volume node affinity conflict"
+"""The scheduler's words when a node would do, but a volume of the pod lies in another zone (or on
+another node): no node that comes later changes that."""
 
 
 class Standing(StrEnum):
@@ -29,7 +32,7 @@ class Standing(StrEnum):
     STARTING = "starting"
     """bound, or waiting for a node and not refused yet"""
     REFUSED = "refused"
-    """unschedulable for longer than the pool's refusalAfter"""
+    """unschedulable for longer than the pool's refusalAfter, or because its volume lies elsewhere"""
     SILENT = "silent"
     """its node is stale: replaced elsewhere, but not deleted; it may come back"""
     LEAVING = "leaving"
@@ -79,6 +82,12 @@ class Replica:
         node = self.view.node
         dead = node is None or node.health is not NodeHealth.HEALTHY
         return self.standing is Standing.LOST and (dead or self.view.ended)
+
+    @property
+    def volume_elsewhere(self) -> bool:
+        """It waits for a node in vain: its volume cannot be mounted in this market."""
+        refused = self.standing is Standing.REFUSED
+        return refused and VOLUME_ELSEWHERE in self.view.unschedulable_message
 
     @property
     def hinted(self) -> bool:
@@ -317,6 +326,8 @@ def standing(view: ReplicaView, pool: PoolSpec | None, now: datetime) -> Standin
         return Standing.READY
     if view.node is None and view.unschedulable_since is not None:
         limit = timedelta(seconds=DEFAULT_REFUSAL_S if pool is None else refusal_after_s(pool))
+        if VOLUME_ELSEWHERE in view.unschedulable_message:
+            return Standing.REFUSED
         if now - view.unschedulable_since >= limit:
             return Standing.REFUSED
     return Standing.STARTING

@@ -122,7 +122,9 @@ def _refusals(fleet: Fleet, now: datetime) -> dict[Market, datetime]:
             at = None  # a later launch found a node: there is capacity again
         for replica in p.having(Standing.REFUSED):
             assert replica.view.unschedulable_since is not None
-            since = replica.view.unschedulable_since + timedelta(seconds=p.refusal_s)
+            since = replica.view.unschedulable_since
+            if not replica.volume_elsewhere:
+                since += timedelta(seconds=p.refusal_s)
             at = since if at is None else max(at, since)
         if any(_newly_leaving(r) for r in p.replicas):
             at = now

@@ -19,7 +19,7 @@ from spotinference.api.tier import (
 from spotinference.core import lifecycle
 from spotinference.core.autoscale import Count, Load
 from spotinference.core.failures import Verdict
-from spotinference.core.fleet import Fleet, Replica, Standing
+from spotinference.core.fleet import VOLUME_ELSEWHERE, Fleet, Replica, Standing
 from spotinference.core.observed import Observed
 from spotinference.core.placement import Placement
 from spotinference.core.plan import EventNote, EventType
@@ -264,8 +264,10 @@ def _capacity(observed: Observed, d: Decision) -> Finding:
         kind = str(ConditionType.CAPACITY_AVAILABLE)
         before = next((c for c in observed.status.conditions if c.type == kind), None)
         if before is not None and before.status == "False":
-            return Finding(False, Reason.NO_CAPACITY, before.message)
+            return Finding(False, Reason(before.reason), before.message)
         return Finding(True, Reason.CAPACITY_FOUND, "no launch is being refused")
+    if elsewhere := [r for p in refused for r in p.replicas if r.volume_elsewhere]:
+        return _volume_elsewhere(elsewhere[0])
     quoted = refused[0].having(Standing.REFUSED)[0].view.unschedulable_message.rstrip(". ")
     tried = sorted(str(m) for m in d.placement.refused_at)
     return Finding(
@@ -274,6 +276,19 @@ def _capacity(observed: Observed, d: Decision) -> Finding:
         f"no node found; tried {', '.join(tried)}. The scheduler says: {quoted or 'nothing'}. "
         "Retried in turn; add pools or zones to spec.placement.pools, or allow "
         "placement.onDemand.burst with an on-demand pool",
+    )
+
+
+def _volume_elsewhere(replica: Replica) -> Finding:
+    """Nothing that is launched in this market would help."""
+    view = replica.view
+    return Finding(
+        False,
+        Reason.VOLUME_ZONE_MISMATCH,
+        f"replica {view.name} cannot start in {view.market}: a volume of it lies elsewhere. The "
+        f"scheduler says: {view.unschedulable_message.rstrip('. ')}. Other markets are tried; name "
+        "pools in the volume's zone, use a ReadWriteMany class, or delete the cache claim of this "
+        "zone while the tier sleeps (it is filled again)",
     )
 
 
@@ -287,6 +302,14 @@ def _cache(weights: Weights) -> Finding:
             False,
             Reason.VOLUME_PENDING,
             f"a cache claim is not bound: {weights.pending}; check spec.cache.storageClassName",
+        )
+    if VOLUME_ELSEWHERE in (weights.nodeless or ""):
+        return Finding(
+            False,
+            Reason.VOLUME_ZONE_MISMATCH,
+            "the cache job cannot start: its volume lies where no node of the pool's zone can "
+            f"mount it. The scheduler says: {(weights.nodeless or '').rstrip('. ')}; delete the "
+            "claim (it is made and filled again), or use a class with WaitForFirstConsumer",
         )
     return Finding(
         False,
@@ -380,6 +403,7 @@ def _decision(observed: Observed, count: Count) -> DecisionStatus:
 _WARNINGS = frozenset(
     {
         Reason.NO_CAPACITY,
+        Reason.VOLUME_ZONE_MISMATCH,
         Reason.POOL_NOT_FOUND,
         Reason.NO_MARKET,
         Reason.POOLS_CORDONED,

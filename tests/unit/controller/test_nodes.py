@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 
+import pytest
+
 from spotinference.api.kinds import LEASE, NODE, POD, Json
 from spotinference.api.pool import PoolSpec
 from spotinference.controller.nodes import NODE_LEASES, UNSEEN_GRACE_S, signature
@@ -197,6 +199,7 @@ def healths(it: Shell, count: int) -> set[NodeHealth]:
     return {it.nodes.view(f"node-{number}", POOL).health for number in range(count)}
 
 
+@pytest.mark.fault(40)
 @virtual_time
 async def test_many_nodes_silent_at_once_are_held_while_their_engines_answer(
     clock: VirtualClock,

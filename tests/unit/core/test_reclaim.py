@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from datetime import timedelta
 
+import pytest
+
 from spotinference.core.observed import Market
 from spotinference.core.plan import DoomReason
 from spotinference.core.reconcile import decide
@@ -19,6 +21,7 @@ def serving(**changes: object) -> World:
     return w
 
 
+@pytest.mark.fault(36)
 def test_a_notice_moves_the_replica_in_one_plan() -> None:
     w = serving()
     w.notice(w.node_of("spot-a/zone-1"), 30)
@@ -29,6 +32,7 @@ def test_a_notice_moves_the_replica_in_one_plan() -> None:
     assert any(e.startswith("Notice: ") for e in w.events)
 
 
+@pytest.mark.fault(37)
 def test_a_lost_node_moves_the_replica_and_its_pod_object_is_deleted_at_once() -> None:
     w = serving()
     lost = next(iter(w.pods))
@@ -65,6 +69,7 @@ def test_a_pod_whose_notice_has_expired_is_struck_off() -> None:
     assert stuck.name not in w.pods
 
 
+@pytest.mark.fault(40)
 def test_a_silent_node_is_replaced_elsewhere_but_its_replica_is_not_deleted() -> None:
     w = serving(scaling={"maxReplicas": 1})
     node = w.node_of("spot-a/zone-1")
@@ -75,6 +80,7 @@ def test_a_silent_node_is_replaced_elsewhere_but_its_replica_is_not_deleted() ->
     assert all(p.deleting_until is None for p in w.pods.values())
 
 
+@pytest.mark.fault(40)
 def test_a_node_that_comes_back_keeps_its_replica_and_the_other_start_is_called_off() -> None:
     w = serving(scaling={"maxReplicas": 1})
     before = set(w.pods)
@@ -123,6 +129,7 @@ def test_a_replica_that_merely_waits_elsewhere_is_not_capacity_found() -> None:
     assert w.condition("CapacityAvailable") == ("True", "CapacityFound")
 
 
+@pytest.mark.fault(38, 39)
 def test_on_demand_bridges_when_every_spot_market_refuses() -> None:
     w = world(placement={"pools": ["spot-b", "steady"]})
     w.capacity = {m: 0 for m in _markets(w) if m.pool != "steady"}
@@ -133,6 +140,7 @@ def test_on_demand_bridges_when_every_spot_market_refuses() -> None:
     assert w.status.phase == "Ready"
 
 
+@pytest.mark.fault(39)
 def test_on_demand_is_left_alone_when_burst_is_off() -> None:
     w = world(placement={"pools": ["spot-b", "steady"], "onDemand": {"burst": False}})
     w.capacity = dict.fromkeys(_markets(w), 0)
@@ -142,6 +150,7 @@ def test_on_demand_is_left_alone_when_burst_is_off() -> None:
         assert "steady/zone-1" not in w.replicas
 
 
+@pytest.mark.fault(39)
 def test_without_capacity_anywhere_the_tier_says_what_was_tried_and_probes_sparsely() -> None:
     w = world()
     w.capacity = dict.fromkeys(_markets(w), 0)
@@ -162,6 +171,7 @@ def test_without_capacity_anywhere_the_tier_says_what_was_tried_and_probes_spars
     assert w.nodes == {}
 
 
+@pytest.mark.fault(39)
 def test_capacity_that_returns_is_found_by_the_probes() -> None:
     w = world()
     w.capacity = dict.fromkeys(_markets(w), 0)
@@ -201,6 +211,7 @@ def test_the_only_market_starts_a_replacement_while_the_doomed_replica_drains() 
     assert any(p.name != doomed for p in w.pods.values())
 
 
+@pytest.mark.fault(38)
 def test_all_replicas_lost_at_once_are_all_replaced() -> None:
     w = world()
     w.streams = 20
@@ -215,6 +226,7 @@ def test_all_replicas_lost_at_once_are_all_replaced() -> None:
     assert len(w.ready) == 3
 
 
+@pytest.mark.fault(41)
 def test_a_replacement_with_exclusive_volumes_starts_only_where_the_cache_is() -> None:
     w = serving(cache={"accessMode": "ReadWriteOnce"}, scaling={"maxReplicas": 1})
     w.reclaim(w.node_of("spot-a/zone-1"))
@@ -300,6 +312,7 @@ def test_of_two_replicas_the_one_with_a_hint_goes_first() -> None:
     assert w.ready[0].name in kept - {older.name}
 
 
+@pytest.mark.fault(36)
 def test_a_replica_with_work_drains_as_long_as_its_notice_allows() -> None:
     w = serving(interruption={"drain": "20s"})  # told to go, it is gone after at most 30 s
     doomed = next(iter(w.pods))
@@ -352,3 +365,64 @@ def test_a_replica_that_outlives_its_notice_on_a_living_node_is_ended_by_its_kub
     w.nodes[w.node_of("spot-a/zone-1")].silent = True
     plan = decide(w.observe())
     assert [(d.name, d.grace_s) for d in plan.deletes] == [(doomed, 0)]
+
+
+@pytest.mark.fault(41)
+def test_a_volume_in_another_zone_is_said_at_once_and_another_market_is_tried() -> None:
+    w = world()
+    w.volume_elsewhere = {Market("spot-a", "zone-1")}
+    w.demand(1)
+    w.run(3)
+    assert w.condition("CapacityAvailable") == ("False", "VolumeZoneMismatch")
+    assert "volume node affinity conflict" in w.message("CapacityAvailable")
+    assert any(e.startswith("VolumeZoneMismatch: ") for e in w.events)
+    assert w.replicas == {"spot-a/zone-2": 1}
+    w.run(90)
+    assert w.status.phase == "Ready"
+    assert w.condition("CapacityAvailable") == ("True", "CapacityFound")
+
+
+@pytest.mark.fault(41)
+def test_a_volume_that_no_market_can_mount_is_never_a_silent_wait() -> None:
+    w = world()
+    w.volume_elsewhere = set(_markets(w))
+    w.demand(1)
+    for _ in range(5):
+        w.run(60)
+        assert w.condition("CapacityAvailable") == ("False", "VolumeZoneMismatch")
+    assert w.total == 1
+    w.volume_elsewhere.clear()
+    w.run(400)
+    assert w.status.phase == "Ready"
+
+
+@pytest.mark.fault(40)
+def test_while_its_node_is_silent_nobody_else_is_given_the_volume() -> None:
+    w = serving(
+        placement={"pools": ["spot-a", "spot-b"]},
+        cache={"accessMode": "ReadWriteOnce"},
+        scaling={"maxReplicas": 2},
+    )
+    held = next(iter(w.pods))
+    w.nodes[w.node_of("spot-a/zone-1")].silent = True
+    w.demand(8)
+    w.streams = 16
+    for _ in range(175):  # until it is given up
+        w.step()
+        in_zone = [p for p in w.pods.values() if p.market.zone == "zone-1"]
+        assert [p.name for p in in_zone] == [held], "two replicas for one volume"
+        assert in_zone[0].deleting_until is None
+
+
+@pytest.mark.fault(40)
+def test_a_replica_of_a_silent_node_is_given_up_without_force() -> None:
+    w = serving(scaling={"maxReplicas": 1})
+    node = w.node_of("spot-a/zone-1")
+    w.nodes[node].silent = True
+    w.run(200)
+    forced = [d for _, plan in w.plans for d in plan.deletes if d.grace_s == 0]
+    assert not forced
+    w.reclaim(node)
+    lost = [p.name for p in w.pods.values() if p.node == node]
+    plan = w.step()
+    assert [d.name for d in plan.deletes if d.grace_s == 0] == lost
