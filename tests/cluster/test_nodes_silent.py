@@ -133,7 +133,7 @@ async def test_a_volume_in_another_zone_is_a_condition_and_no_silent_wait(
     async def said() -> bool:
         found = condition(await status(cluster, "far", ns), "CapacityAvailable")
         assert found.get("reason") == "VolumeZoneMismatch", found
-        assert "volume node affinity conflict" in found["message"]
+        assert "a volume of it lies in zone-far-away" in found["message"]
         return True
 
     await eventually(said, 90, "the tier says why it waits")

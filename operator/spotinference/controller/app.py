@@ -40,6 +40,7 @@ from spotinference.controller.reconciler import Reconciler
 from spotinference.controller.resync import Resync
 from spotinference.controller.scrape import Scraper
 from spotinference.controller.store import Store
+from spotinference.controller.volumes import VolumeZones
 from spotinference.controller.writer import Writer
 from spotinference.core.observed import OperatorSettings
 from spotinference.core.reconcile import decide
@@ -61,6 +62,7 @@ class Parts:
     router: Router
     nodes: NodeWatch
     node_events: NodeEvents
+    volumes: VolumeZones
     scraper: Scraper
     pools: PoolStatuses
     resync: Resync
@@ -117,7 +119,10 @@ def build(config: OperatorConfig, kube: Kube, engines: EngineClient) -> Parts:
     nodes.events_of = node_events.of
     scraper = Scraper(store, engines, clock, queue.add)
     nodes.contact_of = scraper.contact
-    observer = Observer(store, nodes, demand, scraper, clock, _settings(config))
+    volumes = VolumeZones(kube, store, queue.add)
+    observer = Observer(
+        store, nodes, demand, scraper, clock, _settings(config), volume_zones=volumes.of
+    )
     events = EventPoster(writer, metrics, clock, elector.identity)
     actor = Actor(kube, writer, store, demand, events, latencies, clock)
     reconciler = Reconciler(observer, actor, decide, latencies, metrics)
@@ -143,6 +148,7 @@ def build(config: OperatorConfig, kube: Kube, engines: EngineClient) -> Parts:
         router=router,
         nodes=nodes,
         node_events=node_events,
+        volumes=volumes,
         scraper=scraper,
         pools=PoolStatuses(store, router, writer),
         resync=resync,
@@ -214,6 +220,7 @@ async def _run(
         _task("scraper", parts.scraper.run()),
         _task("nodes", parts.nodes.run()),
         _task("node-events", parts.node_events.run()),
+        _task("volumes", parts.volumes.run()),
         _task("pools", parts.pools.run()),
         _task("resync", parts.resync.run()),
         _task("heartbeat", parts.heartbeat.run()),

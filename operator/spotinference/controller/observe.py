@@ -5,6 +5,7 @@ store, the newest samples, our own observations of Leases. No request, so a deci
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import datetime
 
@@ -63,6 +64,8 @@ class Observer:
     scraper: Scraper
     clock: Clock
     settings: OperatorSettings
+    volume_zones: Callable[[Json], frozenset[str] | None] = lambda _: None
+    """of a pod that waits; given by the composition root"""
     _specs: dict[str, tuple[int, TierSpec]] = field(default_factory=dict)
 
     def observe(self, ref: TierRef) -> tuple[Observed, float | None] | None:
@@ -167,6 +170,7 @@ class Observer:
                 _time(scheduled.get("lastTransitionTime")) if unschedulable else None
             ),
             unschedulable_message=str(scheduled.get("message", "")) if unschedulable else "",
+            volume_zones=self.volume_zones(pod) if unschedulable else None,
             failure=failure_of(pod, engine),
             revision=labels.get("pod-template-hash"),
             sample=self.scraper.sample_of(meta["uid"]),

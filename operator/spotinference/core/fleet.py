@@ -86,8 +86,7 @@ class Replica:
     @property
     def volume_elsewhere(self) -> bool:
         """It waits for a node in vain: its volume cannot be mounted in this market."""
-        refused = self.standing is Standing.REFUSED
-        return refused and VOLUME_ELSEWHERE in self.view.unschedulable_message
+        return self.standing is Standing.REFUSED and volume_elsewhere(self.view)
 
     @property
     def hinted(self) -> bool:
@@ -300,6 +299,13 @@ def owned(live: Json, uid: str) -> bool:
     return any(owner.get("uid") == uid for owner in owners)
 
 
+def volume_elsewhere(view: ReplicaView) -> bool:
+    """By the volume's own words, or (where a node came all the same) the scheduler's."""
+    if view.volume_zones is not None and view.market.zone not in view.volume_zones:
+        return True
+    return VOLUME_ELSEWHERE in view.unschedulable_message
+
+
 def standing(view: ReplicaView, pool: PoolSpec | None, now: datetime) -> Standing:
     """The rule for one replica; the first that fits wins."""
     doomed = view.doomed_until
@@ -326,7 +332,7 @@ def standing(view: ReplicaView, pool: PoolSpec | None, now: datetime) -> Standin
         return Standing.READY
     if view.node is None and view.unschedulable_since is not None:
         limit = timedelta(seconds=DEFAULT_REFUSAL_S if pool is None else refusal_after_s(pool))
-        if VOLUME_ELSEWHERE in view.unschedulable_message:
+        if volume_elsewhere(view):
             return Standing.REFUSED
         if now - view.unschedulable_since >= limit:
             return Standing.REFUSED

@@ -134,6 +134,8 @@ class ReplicaView:
     """when it was bound to its node"""
     unschedulable_since: datetime | None = None
     unschedulable_message: str = ""
+    volume_zones: frozenset[str] | None = None
+    """zones in which its volumes can be mounted; None: in any, or not known"""
     failure: str | None = None
     """the container's own words: crash, image pull, OOM; None while all is well"""
     revision: str | None = None

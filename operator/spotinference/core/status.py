@@ -285,7 +285,8 @@ def _volume_elsewhere(replica: Replica) -> Finding:
     return Finding(
         False,
         Reason.VOLUME_ZONE_MISMATCH,
-        f"replica {view.name} cannot start in {view.market}: a volume of it lies elsewhere. The "
+        f"replica {view.name} cannot start in {view.market}: a volume of it lies "
+        f"{'in ' + ', '.join(sorted(view.volume_zones)) if view.volume_zones else 'elsewhere'}. The "
         f"scheduler says: {view.unschedulable_message.rstrip('. ')}. Other markets are tried; name "
         "pools in the volume's zone, use a ReadWriteMany class, or delete the cache claim of this "
         "zone while the tier sleeps (it is filled again)",
