@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from spotinference.cli import simulate_autoscale
+from spotinference.cli import simulate_autoscale, simulate_spot
 
 HELP = """Replay traces through the operator's own decisions.
 
@@ -21,4 +21,5 @@ def simulate() -> None:
     """Replay traces through the operator's own decisions."""
 
 
+app.command("spot", help=simulate_spot.HELP)(simulate_spot.spot)
 app.command("autoscale", help=simulate_autoscale.HELP)(simulate_autoscale.autoscale)

@@ -1,0 +1,181 @@
+"""What is believed of each market, from nothing but what launches and replicas there have shown.
+
+The longer a market has gone without taking anything back, the longer it will: in the public traces
+of spot GPUs the rate of reclaims falls as 0.6 / age from minutes to days (docs/policies.md). So a
+belief is little more than a moment: since when the market has been calm. It changes only when
+something happens there, never by time passing, and is therefore cheap to keep in a status.
+Called by the operator's placement and by the simulator; times are seconds on any one clock.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+from spotinference.core.observed import Market
+
+SHAPE = 0.6
+"""Reclaims to expect while the calm doubles from far on: the k of k / (age + YOUNG_S)."""
+YOUNG_S = 720.0
+"""Calm that every market is credited with: bounds the rate right after a reclaim at 3 per hour."""
+FRESH_S = 540.0
+"""Calm of a market that takes launches again after it refused them."""
+UNKNOWN_S = 9000.0
+"""Calm that a market never seen before is credited with: what one finds at a random moment."""
+UNWATCHED = 0.5
+"""Share of the time without a replica there that counts as calm, if it takes a launch then."""
+NEIGHBOUR = 0.5
+"""What is left of a market's calm when its region takes something back elsewhere."""
+FIRST_BACKOFF_S = 60.0
+LONGEST_BACKOFF_S = 900.0
+HOUR_S = 3600.0
+
+_ZONE_OF_REGION = re.compile(r"(?<=[0-9])-?[a-z]$")
+
+
+@dataclass(frozen=True, slots=True)
+class Share:
+    """How often something went along, out of the chances it had; begins with a prior."""
+
+    hits: float
+    chances: float
+
+    @property
+    def mean(self) -> float:
+        return self.hits / self.chances
+
+    def seen(self, hits: int, chances: int) -> Share:
+        return Share(self.hits + hits, self.chances + chances)
+
+
+@dataclass(frozen=True, slots=True)
+class Belief:
+    """One market."""
+
+    calm_since_s: float
+    watched_until_s: float | None = None
+    """when the last replica there was gone, or a launch was refused; None: one stands there"""
+    backoff_s: float = 0.0
+    """0: takes launches, as far as is known"""
+    closed_until_s: float = 0.0
+
+    def calm_s(self, now_s: float) -> float:
+        """For how long it has been seen without a reclaim."""
+        until = now_s if self.watched_until_s is None else self.watched_until_s
+        return max(0.0, until - self.calm_since_s)
+
+    def reclaims_per_h(self, now_s: float, horizon_s: float) -> float:
+        """The mean rate at which it will take back over the horizon, if it stands at its start."""
+        grown = math.log1p(horizon_s / (YOUNG_S + self.calm_s(now_s)))
+        return SHAPE * grown / (horizon_s / HOUR_S)
+
+
+@dataclass(frozen=True, slots=True)
+class Beliefs:
+    """All markets that were ever tried, and how losses go together."""
+
+    markets: Mapping[Market, Belief]
+    whole: Share = Share(1.4, 2.0)
+    """reclaims in a market that took every replica there, of those where several stood"""
+    joint: Share = Share(1.0, 4.0)
+    """other markets of the region that took back in the same moment, of those with a replica"""
+
+    def of(self, market: Market, now_s: float) -> Belief:
+        return self.markets.get(market) or Belief(now_s - UNKNOWN_S, now_s)
+
+    def open(self, market: Market, now_s: float) -> bool:
+        """Whether to try a launch there now."""
+        known = self.markets.get(market)
+        return known is None or known.closed_until_s <= now_s
+
+
+NOTHING_KNOWN = Beliefs({})
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """What became visible since the last look, in replicas per market."""
+
+    now_s: float
+    standing: Mapping[Market, int]
+    """replicas there now, starting or ready; no zeros"""
+    reclaimed: Mapping[Market, int]
+    refused: frozenset[Market] = frozenset()
+    """a launch found no capacity"""
+    accepted: frozenset[Market] = frozenset()
+    """a launch found a node"""
+
+
+def region(zone: str) -> str:
+    """The failure domain above a zone: `us-east-1a` and `europe-west4-b` without their letter."""
+    return _ZONE_OF_REGION.sub("", zone)
+
+
+def learn(beliefs: Beliefs, seen: Seen) -> Beliefs:
+    """The beliefs after this look; the very same object when nothing happened."""
+    touched: dict[Market, Belief] = {}
+    for market in (*seen.standing, *seen.reclaimed, *seen.refused):
+        if market not in touched:
+            touched[market] = _updated(beliefs.of(market, seen.now_s), market, seen)
+    for market, belief in beliefs.markets.items():
+        if market not in touched and belief.watched_until_s is None:
+            touched[market] = replace(belief, watched_until_s=seen.now_s)
+    _unsettle(touched, beliefs, seen)
+    changed = {m: b for m, b in touched.items() if beliefs.markets.get(m) != b}
+    if not changed and not seen.reclaimed:
+        return beliefs
+    whole, joint = _together(beliefs, seen)
+    return Beliefs({**beliefs.markets, **changed}, whole, joint)
+
+
+def _updated(old: Belief, market: Market, seen: Seen) -> Belief:
+    now_s, stands = seen.now_s, market in seen.standing
+    belief = old
+    if old.watched_until_s is not None and stands:
+        gap_s = now_s - old.watched_until_s
+        since_s = old.calm_since_s + (1 - UNWATCHED) * gap_s
+        belief = replace(belief, calm_since_s=since_s, watched_until_s=None)
+    if market in seen.accepted:
+        belief = replace(belief, backoff_s=0.0, closed_until_s=0.0)
+    if market in seen.reclaimed or market in seen.refused:
+        belief = _refused(belief, now_s)
+    if not stands:
+        # Whatever comes next there begins a new life.
+        belief = replace(belief, calm_since_s=now_s - FRESH_S, watched_until_s=now_s)
+    elif market in seen.reclaimed:
+        belief = replace(belief, calm_since_s=now_s)
+    return belief
+
+
+def _refused(belief: Belief, now_s: float) -> Belief:
+    """Avoided for twice as long as the last time, until a launch is accepted."""
+    pause_s = min(LONGEST_BACKOFF_S, max(FIRST_BACKOFF_S, 2 * belief.backoff_s))
+    return replace(belief, backoff_s=pause_s, closed_until_s=now_s + pause_s)
+
+
+def _unsettle(touched: dict[Market, Belief], beliefs: Beliefs, seen: Seen) -> None:
+    """A reclaim shortens the calm of its neighbours."""
+    for hit in seen.reclaimed:
+        for market in {*beliefs.markets, *touched} - set(seen.reclaimed):
+            if region(market.zone) == region(hit.zone):
+                belief = touched.get(market) or beliefs.markets[market]
+                calm_s = belief.calm_s(seen.now_s) * (1 - NEIGHBOUR)
+                since_s = belief.calm_since_s + calm_s
+                touched[market] = replace(belief, calm_since_s=since_s)
+
+
+def _together(beliefs: Beliefs, seen: Seen) -> tuple[Share, Share]:
+    whole, joint = beliefs.whole, beliefs.joint
+    for market, lost in seen.reclaimed.items():
+        left = seen.standing.get(market, 0)
+        if lost + left > 1:
+            whole = whole.seen(int(left == 0), 1)
+        others = {
+            m
+            for m in {*seen.standing, *seen.reclaimed} - {market}
+            if region(m.zone) == region(market.zone)
+        }
+        joint = joint.seen(len(others & set(seen.reclaimed)), len(others))
+    return whole, joint

@@ -1,0 +1,85 @@
+"""Reading traces: what is wrong is named with its remedy, and nothing else is raised."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from spotinference import errors
+from spotinference.simulate import traces
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("{", "not JSON"),
+        ("[1]", "metadata.gap_seconds is missing"),
+        ('{"data": [1]}', "metadata.gap_seconds is missing"),
+        ('{"metadata": {"gap_seconds": 0}, "data": [1]}', "must be above 0"),
+        ('{"metadata": {"gap_seconds": "5"}, "data": [1]}', "no number"),
+        ('{"metadata": {"gap_seconds": 5}}', "data is missing or empty"),
+        ('{"metadata": {"gap_seconds": 5}, "data": []}', "data is missing or empty"),
+        ('{"metadata": {"gap_seconds": 5}, "data": [1, -2]}', "data[1] is -2"),
+        ('{"metadata": {"gap_seconds": 5}, "data": [1, null]}', "data[1] is None"),
+    ],
+)
+def test_a_bad_trace_is_named_with_its_field(text: str, said: str) -> None:
+    with pytest.raises(errors.ConfigInvalid, match=r"a\.json") as caught:
+        traces.parse("a.json", text.encode())
+    assert said in str(caught.value)
+
+
+@given(st.binary(max_size=200))
+def test_no_bytes_raise_anything_but_a_sentence(text: bytes) -> None:
+    with contextlib.suppress(errors.ConfigInvalid):
+        traces.parse("a.json", text)
+
+
+@given(
+    st.recursive(
+        st.none() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=5),
+        lambda inner: (
+            st.lists(inner, max_size=4)
+            | st.dictionaries(st.sampled_from(["metadata", "gap_seconds", "data"]), inner)
+        ),
+    )
+)
+def test_no_json_raises_anything_but_a_sentence(found: object) -> None:
+    with contextlib.suppress(errors.ConfigInvalid):
+        traces.parse("a.json", json.dumps(found).encode())
+
+
+def test_zones_are_read_at_their_own_gap_over_what_they_have_in_common() -> None:
+    coarse = traces.Zone("a", 300, (1, 2, 3))
+    fine = traces.Zone("b", 60, tuple(range(10)))
+    (window,) = traces.windows([coarse, fine], count=1, hours=1 / 6, share=(0, 1), tick_s=60)
+    assert window.capacity == tuple((1 + i // 5, i) for i in range(10))
+
+
+def test_a_window_longer_than_its_share_is_refused_with_both_numbers() -> None:
+    with pytest.raises(errors.ConfigInvalid, match=r"has 2\.5 hours"):
+        traces.windows(
+            [traces.Zone("a", 3600, (1,) * 5)], count=1, hours=24, share=(0, 0.5), tick_s=30
+        )
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(errors.ConfigInvalid, match=r"--trace .*nope.json: No such file"):
+        traces.load([tmp_path / "nope.json"])
+
+
+def test_files_of_one_name_in_two_folders_are_two_zones(tmp_path: Path) -> None:
+    paths = []
+    for folder in ("one", "two"):
+        (tmp_path / folder).mkdir()
+        path = tmp_path / folder / "us-east-1a_v100_1.json"
+        path.write_text('{"metadata": {"gap_seconds": 5}, "data": [1]}')
+        paths.append(path)
+    zones = traces.load(paths)
+    assert [z.name for z in zones] == ["one/us-east-1a_v100_1", "two/us-east-1a_v100_1"]
+    assert {z.place for z in zones} == {"us-east-1a"}
