@@ -11,7 +11,7 @@ import yaml
 from spotinference.api import names
 from spotinference.api.kinds import NODE, POD, STORAGE_CLASS, Json
 from spotinference.devcluster.simengine.model import write_tiny_repo
-from tests.support.cluster import LiveCluster, MakeCluster
+from tests.support.cluster import LiveCluster, MakeCluster, spotinference
 from tests.support.eventually import eventually
 from tests.support.tools import repository
 
@@ -76,6 +76,9 @@ CASES = [
 ]
 
 
+REPLAYED = "simulate/tier.yaml"
+
+
 def documents(file: str) -> list[Json]:
     return list(yaml.safe_load_all((EXAMPLES / file).read_text()))
 
@@ -117,6 +120,24 @@ async def test_the_bridge_is_on_demand_only_while_spot_has_no_capacity(
     assert node["metadata"]["labels"]["cloud.google.com/gke-nodepool"] == "l4-on-demand"
 
 
+async def test_the_replayed_tier_is_one_that_the_api_server_takes(cluster: LiveCluster) -> None:
+    for file in ("simulate/pools.yaml", REPLAYED):
+        await cluster.kubectl("apply", "--dry-run=server", "-f", str(EXAMPLES / file))
+
+
+def test_the_replayed_day_is_replayed_as_its_readme_says() -> None:
+    folder = EXAMPLES / "simulate"
+    text = (folder / "README.md").read_text()
+    command = text.split("```sh")[1].split("```")[0].replace("\\\n", " ").split()
+    command = command[1 : command.index("--plot")]
+    done = spotinference(*command, "--json", cwd=folder)
+    assert done.returncode == 0, done.stderr
+    replayed = json.loads(done.stdout)
+    assert replayed["requests"] > 100_000
+    assert replayed["wakes"] >= 1
+    assert replayed["usd"] < min(other["usd"] for other in replayed["compared"]) * 1.5
+
+
 async def prepared(make_cluster: MakeCluster, provider: str, file: str) -> LiveCluster:
     """A cluster of that provider's look, with the example's model in its hub and its storage."""
     cluster = await make_cluster(TOPOLOGIES[provider])
@@ -156,7 +177,7 @@ async def node_of(cluster: LiveCluster, tier: str) -> Json | None:
 
 
 def test_every_example_is_covered() -> None:
-    tested = {file for _, file in CASES} | {"on-demand-bridge.yaml"}
+    tested = {file for _, file in CASES} | {"on-demand-bridge.yaml", REPLAYED}
     found = {
         str(path.relative_to(EXAMPLES))
         for path in EXAMPLES.rglob("*.yaml")

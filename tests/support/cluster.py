@@ -238,7 +238,9 @@ async def make_cluster(cluster_home: Path) -> AsyncIterator[MakeCluster]:
         yield make
 
 
-def spotinference(*arguments: str, timeout_s: float = 120) -> subprocess.CompletedProcess[str]:
+def spotinference(
+    *arguments: str, timeout_s: float = 120, cwd: Path | None = None
+) -> subprocess.CompletedProcess[str]:
     """Runs our command line to its end."""
     return subprocess.run(
         [sys.executable, "-m", "spotinference", *arguments],
@@ -247,4 +249,5 @@ def spotinference(*arguments: str, timeout_s: float = 120) -> subprocess.Complet
         timeout=timeout_s,
         check=False,
         stdin=subprocess.DEVNULL,
+        cwd=cwd,
     )

@@ -17,7 +17,9 @@ from rich.console import Console
 
 from spotinference import errors
 from spotinference.api import durations
-from spotinference.devcluster import assets, launch, paths, screen, state, supervisor
+from spotinference.cli import dev_trace
+from spotinference.cli.dev_context import Name, cluster_paths, running
+from spotinference.devcluster import assets, launch, paths, screen, supervisor
 from spotinference.devcluster import topology as topologies
 from spotinference.devcluster.processes import log_tail
 from spotinference.devcluster.progress import Progress
@@ -28,23 +30,14 @@ app = typer.Typer(
     help="A Kubernetes with simulated spot GPU nodes on this machine.",
 )
 
-DEFAULT_NAME = "default"
 FOLLOW_POLL_S = 0.2
 PROCESS_LOGS = ("operator", "gateway", "apiserver", "etcd", "controller-manager", "scheduler")
-
-Name = Annotated[
-    str | None, typer.Option("--name", help="Which cluster.", show_default=DEFAULT_NAME)
-]
 
 
 @app.callback()
 def dev(ctx: typer.Context, name: Name = None) -> None:
     """A Kubernetes with simulated spot GPU nodes on this machine."""
     ctx.obj = name
-
-
-def _paths(ctx: typer.Context, name: str | None) -> paths.ClusterPaths:
-    return paths.cluster(name or ctx.obj or os.environ.get("SPOTINFERENCE_DEV_NAME", DEFAULT_NAME))
 
 
 @app.command()
@@ -70,7 +63,7 @@ def up(
         raise errors.ConfigInvalid(f"--engine {engine}: use vllm or sim")
     shape = topologies.load(topology) if topology else topologies.default()
     request = launch.Request(
-        paths=_paths(ctx, name),
+        paths=cluster_paths(ctx, name),
         engine="vllm" if engine == "vllm" else "sim",
         topology=shape,
         assets=assets,
@@ -88,7 +81,7 @@ def down(
     keep: Annotated[bool, typer.Option("--keep", help="Keep logs and volumes.")] = False,
 ) -> None:
     """Stop a cluster and everything in it, and delete its files."""
-    where = _paths(ctx, name)
+    where = cluster_paths(ctx, name)
     if launch.down(where, keep=keep):
         typer.echo(f"cluster {where.name} is down")
     else:
@@ -102,8 +95,8 @@ def status(
     as_json: Annotated[bool, typer.Option("--json", help="Everything, as JSON.")] = False,
 ) -> None:
     """What runs, where, and how it is."""
-    where = _paths(ctx, name)
-    found = _running(where)
+    where = cluster_paths(ctx, name)
+    found = running(where)
     answer = asyncio.run(supervisor.control(found.control_url, found.control_token, "status"))
     if as_json:
         secret = {"control_token", "control_url"}
@@ -116,8 +109,8 @@ def status(
 @app.command()
 def kubeconfig(ctx: typer.Context, name: Name = None) -> None:
     """Print the path of the admin kubeconfig: export KUBECONFIG=$(spotinference dev kubeconfig)."""
-    where = _paths(ctx, name)
-    _running(where)
+    where = cluster_paths(ctx, name)
+    running(where)
     typer.echo(str(where.kubeconfig))
 
 
@@ -135,7 +128,7 @@ def reclaim(
         seconds = None if notice is None else durations.seconds(notice)
     except ValueError as error:
         raise errors.ConfigInvalid(f"--notice: {error}") from error
-    _control(_paths(ctx, name), "reclaim", node=node, notice=seconds)
+    _control(cluster_paths(ctx, name), "reclaim", node=node, notice=seconds)
     typer.echo(f"{node}: " + ("gone" if notice is None else f"goes in {notice}"))
 
 
@@ -150,7 +143,7 @@ def market(
     pool, slash, zone = pool_and_zone.partition("/")
     if not slash:
         raise errors.ConfigInvalid(f"{pool_and_zone!r}: write POOL/ZONE, e.g. spot-l4/zone-a")
-    _control(_paths(ctx, name), "market", pool=pool, zone=zone, capacity=capacity)
+    _control(cluster_paths(ctx, name), "market", pool=pool, zone=zone, capacity=capacity)
     typer.echo(f"{pool_and_zone}: capacity {capacity}")
 
 
@@ -163,7 +156,7 @@ def logs(
     tail: Annotated[int, typer.Option(help="How many of the last lines; 0: all.")] = 0,
 ) -> None:
     """Print the log of a pod or of a process of the cluster."""
-    where = _paths(ctx, name)
+    where = cluster_paths(ctx, name)
     file = launch.find_log(where, what)
     if tail:
         typer.echo("\n".join(log_tail(file, tail)))
@@ -190,8 +183,8 @@ def logs(
 )
 def kubectl(ctx: typer.Context) -> None:
     """Run kubectl on the cluster (which one: `dev --name N kubectl …`)."""
-    where = _paths(ctx, None)
-    _running(where)
+    where = cluster_paths(ctx, None)
+    running(where)
     program = launch.kubectl_program()
     environment = {**os.environ, "KUBECONFIG": str(where.kubeconfig)}
     os.execve(program, ["kubectl", *ctx.args], environment)  # noqa: S606  # argv list, no shell
@@ -205,7 +198,7 @@ def process(
     name: Name = None,
 ) -> None:
     """Start, stop, restart or kill one process of the cluster (for tests of faults)."""
-    _control(_paths(ctx, name), "process", name=process, do=do)
+    _control(cluster_paths(ctx, name), "process", name=process, do=do)
 
 
 @app.command("assets", hidden=True)
@@ -226,20 +219,11 @@ def tools(
             typer.echo(f"{name}\t{program}")
 
 
-def _running(where: paths.ClusterPaths) -> state.ClusterState:
-    found = state.load(where)
-    if found is None or not state.is_running(where):
-        raise errors.NotFound(
-            f"no cluster {where.name!r} is running; "
-            f"start it with `spotinference dev up --name {where.name}`"
-        )
-    return found
-
-
 def _control(where: paths.ClusterPaths, action: str, **body: object) -> None:
-    found = _running(where)
+    found = running(where)
     asyncio.run(supervisor.control(found.control_url, found.control_token, action, **body))
 
 
+app.add_typer(dev_trace.app, name="trace")
 if importlib.util.find_spec("spotinference.cli.dev_engine") is not None:
     app.add_typer(importlib.import_module("spotinference.cli.dev_engine").app, name="engine")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from spotinference.cli import simulate_autoscale, simulate_spot
+from spotinference.cli import simulate_autoscale, simulate_spot, simulate_tier
 
 HELP = """Replay traces through the operator's own decisions.
 
@@ -23,3 +23,4 @@ def simulate() -> None:
 
 app.command("spot", help=simulate_spot.HELP)(simulate_spot.spot)
 app.command("autoscale", help=simulate_autoscale.HELP)(simulate_autoscale.autoscale)
+app.command("tier")(simulate_tier.command)

@@ -119,6 +119,8 @@ def gpu_pool(pool: PoolTopology) -> Json:
         "noticeSeconds": round(pool.notice),
         "refusalAfter": "60s",  # nodes boot in seconds here, not in minutes
     }
+    if pool.price:
+        body["spec"]["price"] = {"microUSDPerHour": round(pool.price * 1_000_000)}
     return body
 
 

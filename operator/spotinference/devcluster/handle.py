@@ -89,6 +89,9 @@ class ClusterHandle:
     async def tier(self, name: str, namespace: str = "default") -> Json:
         return await self.kube.get(TIER, name, namespace)
 
+    async def pool(self, name: str) -> Json:
+        return await self.kube.get(POOL, name)
+
     async def tier_until(
         self,
         name: str,
@@ -137,9 +140,9 @@ class ClusterHandle:
     async def set_capacity(self, pool: str, zone: str, capacity: int) -> None:
         await self.dev("market", f"{pool}/{zone}", "--capacity", str(capacity))
 
-    async def dev(self, *arguments: str) -> str:
+    async def dev(self, *arguments: str, timeout_s: float = COMMAND_TIMEOUT_S) -> str:
         """`spotinference dev ARGUMENTS --name THIS`; its output."""
-        return await command("dev", *arguments, "--name", self.name)
+        return await command("dev", *arguments, "--name", self.name, timeout_s=timeout_s)
 
     async def kubectl(self, *arguments: str) -> str:
         return await command("dev", "--name", self.name, "kubectl", *arguments)
