@@ -20,6 +20,7 @@ NO_CHOICES = b'"choices":[]'
 """In a chunk of vLLM's that reports usage; within a JSON string the quotes would be escaped."""
 
 _IDS = re.compile(rb'"((?:prompt_)?token_ids)"\s*:\s*\[[^\]]*\]')
+_ANY_IDS = b'token_ids":['
 _FINISH_KEY = b'"finish_reason"'
 _IDS_KEY = b'"token_ids":['
 _TROUBLE = re.compile(rb'data: ?\{\s*"error"|"finish_reason"\s*:\s*"(?:abort|error)"')
@@ -71,13 +72,31 @@ def hide_token_ids(raw: bytes) -> bytes:
     Inside a JSON string each quote is escaped, so the pattern can only match a real key.
     """
     at = raw.rfind(_IDS_KEY)
-    if at < 0:
-        return _IDS.sub(rb'"\1":null', raw) if b'token_ids"' in raw else raw
-    end = raw.find(b"]", at)
-    if raw.rfind(b'token_ids"', 0, at) >= 0 or raw.find(b'token_ids"', end) >= 0:
-        return _IDS.sub(rb'"\1":null', raw)
-    # One chunk of one choice: nearly all.
-    return b"".join((raw[: at + len(_IDS_KEY) - 1], b"null", raw[end + 1 :]))
+    if at >= 0:
+        end = raw.find(b"]", at)
+        if raw.rfind(b'token_ids"', 0, at) < 0 and raw.find(b'token_ids"', end) < 0:
+            # One chunk of one choice: nearly all.
+            return b"".join((raw[: at + len(_IDS_KEY) - 1], b"null", raw[end + 1 :]))
+    if (keys := raw.count(b'token_ids"')) == 0:
+        return raw
+    if keys == raw.count(_ANY_IDS) + raw.count(b'token_ids":null'):  # compact, as vLLM's are
+        return _hide_compact(raw)
+    return _IDS.sub(rb'"\1":null', raw)
+
+
+def _hide_compact(raw: bytes) -> bytes:
+    """As the pattern does it, in a fifth of its time: several chunks came in one read."""
+    parts: list[bytes] = []
+    kept = 0
+    at = raw.find(_ANY_IDS)
+    while at >= 0:
+        opened, end = at + len(_ANY_IDS) - 1, raw.find(b"]", at) + 1
+        if end and (raw.endswith(b'"', 0, at) or raw.endswith(b'"prompt_', 0, at)):
+            parts += raw[kept:opened], b"null"
+            kept = end
+        at = raw.find(_ANY_IDS, opened)
+    parts.append(raw[kept:])
+    return b"".join(parts)
 
 
 def sound(raw: bytes) -> bool:

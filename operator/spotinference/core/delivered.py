@@ -209,11 +209,11 @@ class Delivered:
         """
         prompt = None if self.prompt_ids is None else len(self.prompt_ids)
         generated = self.tokens
-        for raw in self._raw:
-            if prompt is None and (ids := _PROMPT_IDS.search(raw)) is not None:
-                prompt = ids[1].count(b",") + 1
-            generated += sum(found[1].count(b",") + 1 for found in _IDS.finditer(raw))
-        return prompt, generated or None
+        raw = b"".join(self._raw)
+        if prompt is None and (ids := _PROMPT_IDS.search(raw)) is not None:
+            prompt = ids[1].count(b",") + 1
+        each = _IDS.findall(raw)
+        return prompt, (generated + len(each) + sum(ids.count(b",") for ids in each)) or None
 
     def finished(self, choices: int) -> bool:
         """All choices have their finish_reason.

@@ -28,10 +28,13 @@ def test_hiding_token_ids_changes_nothing_else(text: str, ids: list[int]) -> Non
         "choices": [{"delta": {"content": text}, "token_ids": ids}],
         "prompt_token_ids": ids,
     }
-    shown = json.loads(chunks.hide_token_ids(chunks.encode(chunk))[len(b"data: ") :])
+    raw = chunks.encode(chunk)
+    spaced = b"data: " + json.dumps(chunk).encode() + b"\n\n"
     chunk["prompt_token_ids"] = None
     chunk["choices"][0]["token_ids"] = None
-    assert shown == chunk
+    for several in (raw, spaced, raw + raw, raw + spaced):
+        shown = chunks.hide_token_ids(several).strip().split(b"\n\n")
+        assert [json.loads(event[len(b"data: ") :]) for event in shown] == [chunk] * len(shown)
 
 
 @given(st.lists(TEXT, min_size=1, max_size=4))
