@@ -45,6 +45,9 @@ class Plan:
     """as many streams as the gateway is told to admit (max_answers)"""
     overload: Load
     """offered to the same gateway"""
+    beside: Load
+    """streams that run alone, and beside `parked` requests that wait for another tier"""
+    parked: int
 
 
 def plan(*, quick: bool, rounds: int) -> Plan:
@@ -56,6 +59,8 @@ def plan(*, quick: bool, rounds: int) -> Plan:
             memory_requests=100,
             admitted=Load("stream", 50, 1),
             overload=Load("stream", 400, 1),
+            beside=Load("stream", 50, 2),
+            parked=50,
         )
     return Plan(
         rounds=rounds,
@@ -68,6 +73,8 @@ def plan(*, quick: bool, rounds: int) -> Plan:
         memory_requests=500,
         admitted=Load("stream", 500, 6),
         overload=Load("stream", 4000, 6),
+        beside=Load("stream", 200, 6),
+        parked=200,
     )
 
 
@@ -121,14 +128,26 @@ class Bench:
                 figures = measure.run(Target("127.0.0.1", port, MODEL), load, group, self.load_core)
             self.results.add(OURS, name, figures)
 
-    def measure_scaling(self, round_cores: int) -> None:
-        """One worker on one core, then two on two. With fewer than four cores two workers share
-        theirs with the load, so CPU time per request is what tells how they scale.
+    def measure_beside(self) -> None:
+        """Live streams alone and beside parked requests, in turns (there, back): what waits may cost
+        them nothing. Who waits is told so each second instead of each ten, so that a few seconds see
+        enough of it.
         """
-        free = round_cores >= 4
-        for workers, cores in ((1, self.proxy_core), (2, ",".join(_cores()[-2:]))):
-            load_cores = ",".join(_cores()[:2]) if free or workers == 2 else self.load_core
-            load = Load("plain", 128, self.plan.loads["plain"].seconds)
+        count = self.plan.parked
+        with self.own(fail_fast_s="1", heartbeat_s="1") as (group, port):
+            target = Target("127.0.0.1", port, MODEL)
+            for waiting in (0, count, count, 0):
+                with memory.open_requests("127.0.0.1", port, "asleep", waiting):
+                    figures = measure.run(target, self.plan.beside, group, self.load_core)
+                self.results.add(OURS, "beside parked" if waiting else "beside none", figures)
+
+    def measure_scaling(self) -> None:
+        """One worker, then two, both times on the same two cores. With fewer than four the load is
+        on these too: then CPU time per request is what tells how they scale.
+        """
+        cores, load_cores = ",".join(_cores()[-2:]), ",".join(_cores()[:2])
+        load = Load("plain", 128, self.plan.loads["plain"].seconds)
+        for workers in (1, 2):
             with self.own("--workers", str(workers), cores=cores) as (group, port):
                 figures = measure.run(Target("127.0.0.1", port, MODEL), load, group, load_cores)
             self.results.add(f"workers {workers}", "plain", figures)
@@ -185,7 +204,8 @@ def run(options: argparse.Namespace) -> Results:
                 bench.measure_peer(peer, number)
             if not options.only or OURS in options.only:
                 bench.measure_own()
-                bench.measure_scaling(len(cores))
+                bench.measure_beside()
+                bench.measure_scaling()
     return results
 
 

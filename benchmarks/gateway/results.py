@@ -15,16 +15,23 @@ from rich.table import Table
 from benchmarks.gateway.peers import DIRECT, OURS, PEERS
 
 Row = dict[str, str]
-_OVERLOAD = (
-    ("concurrency", "streams offered"),
-    ("chunks_per_s", "chunks/s that arrive"),
-    ("chunk_p50", "delay per token, p50, ms"),
-    ("chunk_p99", "delay per token, p99, ms"),
-    ("refused", "refusals"),
-    ("refusal_p50", "time to a refusal, p50, ms"),
-    ("refusal_p99", "time to a refusal, p99, ms"),
-    ("errors", "errors"),
+_OWN_LOADS = (
+    ("alone", "as many streams as are admitted"),
+    ("overload", "more streams than are admitted"),
+    ("beside none", "live streams while nothing waits"),
+    ("beside parked", "live streams while requests wait"),
 )
+_OWN_FIGURES = (
+    ("concurrency", "offered", "{:.0f}"),
+    ("chunks_per_s", "chunks/s", "{:.0f}"),
+    ("chunk_p50", "delay per token p50", "{:.2f} ms"),
+    ("chunk_p99", "p99", "{:.2f} ms"),
+    ("refused", "refused", "{:.0f}"),
+    ("refusal_p50", "time to a refusal p50", "{:.2f} ms"),
+    ("refusal_p99", "p99", "{:.2f} ms"),
+    ("errors", "errors", "{:.0f}"),
+)
+"""Of the loads that only ours is measured with: figure, its words, its form."""
 
 
 @dataclass(slots=True)
@@ -40,9 +47,11 @@ class Results:
         self.figures.setdefault((system, load), []).append(figures)
 
     def value(self, system: str, load: str, name: str) -> float | None:
-        """The median over the rounds; None where nothing was measured."""
+        """The median over the rounds that have it; -1 where none has, None where none was run."""
         rounds = self.figures.get((system, load))
-        return median(figures[name] for figures in rounds) if rounds else None
+        if not rounds:
+            return None
+        return median([figures[name] for figures in rounds if figures[name] >= 0] or [-1.0])
 
     # --- tables ---------------------------------------------------------------------------------
 
@@ -79,8 +88,8 @@ class Results:
     def _added(self, system: str, load: str, name: str) -> str:
         """Over what the mock and the load generator take without a proxy (shown for `direct`)."""
         here, direct = self.value(system, load, name), self.value(DIRECT, load, name)
-        if here is None or direct is None:
-            return ""
+        if here is None or direct is None or direct < 0:
+            return "-"
         if here < 0:
             return "none came"
         return f"({direct:.2f})" if system == DIRECT else f"{max(0.0, here - direct):.2f}"
@@ -94,13 +103,34 @@ class Results:
         kib = self.value(OURS, "parked", "kib")
         if kib is not None:
             said.append(("resident memory per parked request", f"{kib:.1f} KiB"))
-        for load, title in (("alone", "as many streams as are admitted"), ("overload", "overload")):
-            for name, shown in _OVERLOAD:
-                value = self.value(OURS, load, name)
-                if value is not None and (value > 0 or name == "errors"):
-                    said.append((f"{title}: {shown}", f"{value:.4g}"))
+        for load, title in _OWN_LOADS:
+            if (OURS, load) in self.figures:
+                said.append((title, self._said(load)))
+        said += self._beside()
         said += self._scaling()
         return [{"what": what, "figure": figure} for what, figure in said]
+
+    def _said(self, load: str) -> str:
+        """The figures of one load in one cell; what does not occur is left out, but for errors."""
+        parts = []
+        for name, words, form in _OWN_FIGURES:
+            value = self.value(OURS, load, name)
+            if value is not None and (value > 0 or name == "errors"):
+                parts.append(f"{words} {form.format(value)}")
+        return "; ".join(parts)
+
+    def _beside(self) -> list[tuple[str, str]]:
+        alone, beside = (
+            self.value(OURS, load, "chunk_p99") for load in ("beside none", "beside parked")
+        )
+        if alone is None or beside is None or alone <= 0 or beside < 0:
+            return []
+        return [
+            (
+                "their p99 per token while requests wait, over that while nothing waits",
+                f"{beside / alone:.2f}",
+            )
+        ]
 
     def _scaling(self) -> list[tuple[str, str]]:
         said, cost = [], {}
@@ -108,7 +138,7 @@ class Results:
             name = f"workers {workers}"
             rate = self.value(name, "plain", "requests_per_s")
             each = _each(self, name, "plain", "requests_per_s")
-            if rate is None or not each:
+            if rate is None or each == "-":
                 return []
             cost[workers] = float(each)
             said.append((f"{name}: requests/s; CPU per request", f"{rate:.0f}; {each} µs"))
@@ -169,12 +199,12 @@ def machine() -> str:
 
 
 def _whole(value: float | None) -> str:
-    return "" if value is None else f"{value:.0f}"
+    return "-" if value is None else "none" if value < 0 else f"{value:.0f}"
 
 
 def _each(results: Results, system: str, load: str, rate: str) -> str:
     """CPU time of the system per request or chunk, in microseconds: median over the rounds."""
     rounds = [f for f in results.figures.get((system, load), []) if f["cpu_s"] and f[rate]]
     if not rounds:
-        return ""
+        return "-"
     return f"{median(f['cpu_s'] / f[rate] for f in rounds) * 1e6:.1f}"

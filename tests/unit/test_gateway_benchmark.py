@@ -31,3 +31,24 @@ def test_errors_of_any_round_are_shown() -> None:
     made = results()
     made.add("nginx", "500", FIGURES | {"chunk_p50": 0.3, "chunk_p99": 1.0, "errors": 2.0})
     assert next(row for row in made.rows() if row["system"] == "nginx")["errors"] == "2"
+
+
+def test_a_round_without_a_figure_does_not_count_as_one_below_all() -> None:
+    made = results()
+    for p99 in (-1.0, 4.0, -1.0):
+        made.add("litellm, proxied", "500", FIGURES | {"chunk_p50": p99, "chunk_p99": p99})
+    assert made.value("litellm, proxied", "500", "chunk_p99") == 4.0
+    made.add("sglang-router", "500", FIGURES | {"chunk_p50": -1.0, "chunk_p99": -1.0})
+    row = next(row for row in made.rows() if row["system"] == "sglang-router")
+    assert row["500 streams: added p99, ms"] == "none came"
+    assert row["requests/s"] == "-"
+
+
+def test_what_waits_is_set_beside_what_runs_alone() -> None:
+    made = Results("one round")
+    for load, p99 in (("beside none", 2.0), ("beside parked", 2.1)):
+        figures = {"concurrency": 200.0, "chunk_p50": 1.0, "chunk_p99": p99, "refused": 0.0}
+        made.add("spotinference", load, FIGURES | figures | {"refusal_p50": -1, "refusal_p99": -1})
+    shown = made.markdown()
+    assert "| live streams while requests wait | offered 200; chunks/s 100; " in shown
+    assert shown.rstrip().endswith("over that while nothing waits | 1.05 |")
