@@ -24,8 +24,8 @@ from spotinference.devcluster.simengine.server import SimServer
 from tests.support.eventually import eventually
 from tests.support.gateway import CHAT, chat
 
-START_S = 60.0
-"""Two interpreters on a machine that may be busy."""
+START_S = 150.0
+"""Two interpreters on a machine that may be very busy."""
 
 
 @dataclass(slots=True)
