@@ -32,7 +32,7 @@ from spotinference.gateway.config import GatewaySettings
 from spotinference.gateway.context import Context
 from spotinference.gateway.demand import DemandWriter
 from spotinference.gateway.engines import ENGINE_KEEPALIVE_S, Engines
-from spotinference.gateway.evacuation import Evacuation
+from spotinference.gateway.evacuation import Evacuation, Spawn
 from spotinference.gateway.forward import Forward, door
 from spotinference.gateway.keys import KeyRing
 from spotinference.gateway.limits import Limits
@@ -79,62 +79,11 @@ async def running(
         raise errors.ConfigInvalid("no keys file: pass --keys-file FILE")
     keys = KeyRing(settings.keys_file)
     keys.load()
-    clock = clock or SystemClock()
-    metrics = Metrics()
-    catalogue = Catalogue()
-    vitals = Vitals(settings)
-    replicas = Replicas()
-    pod = settings.id or socket.gethostname()
-    gateway_id = pod if settings.worker is None else f"{pod}-{settings.worker}"
-    demand = DemandWriter(
-        kube=kube,
-        gateway_id=gateway_id,
-        clock=clock,
-        catalogue=catalogue,
-        settings=settings,
-        metrics=metrics,
-    )
-    processes = Processes()
-    budgets = Budgets(
-        clock, gateway_id, kube if settings.namespace else None, settings.namespace or ""
-    )
-    limits = Limits(clock, processes, budgets, metrics)
-    peers = Peers(clock, processes, own_pod=pod, processes_per_pod=settings.workers)
-    if settings.restarted:
-        peers.after_a_crash()
-    watches = _Watches(kube, settings, catalogue, replicas, peers)
-    parking = Parking(settings, metrics, on_wanted=demand.wanted_changed, room=replicas.room)
-    demand.bind(parking)
-    replicas.on_routable = parking.replica_came
-    catalogue.on_change = _ends_waits(parking, catalogue, vitals)
     pool = Pool(limit=settings.engine_connections, keepalive_s=ENGINE_KEEPALIVE_S)
-    async with (
-        contextlib.aclosing(pool),
-        asyncio.TaskGroup() as tasks,
-    ):
-        usage = Usage(settings, gateway_id, clock, metrics)
-        engines = Engines(pool, replicas, settings, metrics, vitals, tasks.create_task)
-        engines.on_slot = parking.release
-        replays = Replays(settings)
-        forward = Forward(settings, peers)
-        evacuation = Evacuation(replicas, settings, clock, metrics, tasks.create_task)
-        replicas.on_doomed = evacuation.doomed
-        context = Context(
-            settings,
-            clock,
-            catalogue,
-            replicas,
-            parking,
-            engines,
-            metrics,
-            vitals,
-            limits,
-            usage,
-            replays,
-            forward,
-        )
-
-        server = Server(context, keys, watches.why_not_synced)
+    async with contextlib.aclosing(pool), asyncio.TaskGroup() as tasks:
+        parts = _assembled(settings, kube, clock or SystemClock(), pool, tasks.create_task)
+        context = parts.context
+        server = Server(context, keys, parts.watches.why_not_synced)
         front = Listener(server.handle, settings, server.refused_by_parser)
         ports = _Ports(
             settings, front, Listener(server.handle_operational, settings),
@@ -143,13 +92,13 @@ async def running(
         background = [
             tasks.create_task(part, name=name)
             for name, part in (
-                *watches.runs(),
+                *parts.watches.runs(),
                 ("keys", keys.follow(settings.keys_poll_s)),
                 ("sweep", front.sweep()),
-                ("usage", usage.ship()),
-                ("budgets", budgets.follow(settings.budgets_s)),
+                ("usage", context.usage.ship()),
+                ("budgets", parts.budgets.follow(settings.budgets_s)),
                 ("warm", _keep_warm(kube)),
-                ("deadlines", engines.watch()),
+                ("deadlines", context.engines.watch()),
             )
         ]
         try:
@@ -159,17 +108,66 @@ async def running(
             await ports.accept_no_more()
             await server.drain(settings.drain_s)
         finally:
-            parking.close()
-            await replays.close()
-            await forward.close()
-            await demand.close()
-            await budgets.exchange()
-            await usage.close()
+            await parts.close()
             await ports.close()
             for task in background:
                 task.cancel()
-            evacuation.close()
-            engines.close()
+            parts.evacuation.close()
+            context.engines.close()
+
+
+@dataclass(frozen=True, slots=True)
+class _Parts:
+    """What there is below the server."""
+
+    context: Context
+    watches: _Watches
+    demand: DemandWriter
+    budgets: Budgets
+    evacuation: Evacuation
+
+    async def close(self) -> None:
+        """After the drain; nothing that was written or counted is lost."""
+        self.context.parking.close()
+        await self.context.replays.close()
+        await self.context.forward.close()
+        await self.demand.close()
+        await self.budgets.exchange()
+        await self.context.usage.close()
+
+
+def _assembled(
+    settings: GatewaySettings, kube: Kube, clock: Clock, pool: Pool, spawn: Spawn
+) -> _Parts:
+    """Makes the parts and tells them of each other; nothing runs yet."""
+    pod = settings.id or socket.gethostname()
+    gateway_id = pod if settings.worker is None else f"{pod}-{settings.worker}"
+    metrics, catalogue, vitals, replicas = Metrics(), Catalogue(), Vitals(settings), Replicas()
+    demand = DemandWriter(
+        kube=kube, gateway_id=gateway_id, clock=clock, catalogue=catalogue, settings=settings,
+        metrics=metrics,
+    )  # fmt: skip
+    parking = Parking(settings, metrics, on_wanted=demand.wanted_changed, room=replicas.room)
+    demand.bind(parking)
+    replicas.on_routable = parking.replica_came
+    catalogue.on_change = _ends_waits(parking, catalogue, vitals)
+    engines = Engines(pool, replicas, settings, metrics, vitals, spawn)
+    engines.on_slot = parking.release
+    evacuation = Evacuation(replicas, settings, clock, metrics, spawn)
+    replicas.on_doomed = evacuation.doomed
+    processes = Processes()
+    peers = Peers(clock, processes, own_pod=pod, processes_per_pod=settings.workers)
+    if settings.restarted:
+        peers.after_a_crash()
+    shared = kube if settings.namespace else None
+    budgets = Budgets(clock, gateway_id, shared, settings.namespace or "")
+    context = Context(
+        settings, clock, catalogue, replicas, parking, engines, metrics, vitals,
+        Limits(clock, processes, budgets, metrics), Usage(settings, gateway_id, clock, metrics),
+        Replays(settings), Forward(settings, peers),
+    )  # fmt: skip
+    watches = _Watches(kube, settings, catalogue, replicas, peers)
+    return _Parts(context, watches, demand, budgets, evacuation)
 
 
 class _Watches:
