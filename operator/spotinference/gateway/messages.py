@@ -13,6 +13,8 @@ from aiohttp.streams import EMPTY_PAYLOAD
 from spotinference.api.keys import ApiKey
 from spotinference.gateway.metrics import OTHER
 
+_NOTHING: deque[bytes] = deque(maxlen=0)
+
 
 class Request(web.BaseRequest):
     """What the gateway knows of a request, beside its message.
@@ -38,7 +40,7 @@ class Request(web.BaseRequest):
             return b""
         parts: deque[bytes] = self._payload._buffer  # noqa: SLF001 - of it nothing was read, and no more comes
         whole = parts[0] if len(parts) == 1 else b"".join(parts)
-        parts.clear()
+        self._payload._buffer = _NOTHING  # noqa: SLF001 - while it is parked, half a KiB less
         return whole
 
     @property

@@ -25,35 +25,50 @@ class Metrics:
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
+        self._of_requests()
+        self._of_waits()
+        self._of_continuations()
+        self._of_engines_and_workers()
 
-        def counter(name: str, text: str, *labels: str) -> Counter:
-            made = Counter(f"spotinference_gateway_{name}", text, labels, registry=self.registry)
-            return _quick(made)
+    def _counter(self, name: str, text: str, *labels: str) -> Counter:
+        return _quick(
+            Counter(f"spotinference_gateway_{name}", text, labels, registry=self.registry)
+        )
 
-        def gauge(name: str, text: str, *labels: str) -> Gauge:
-            return Gauge(f"spotinference_gateway_{name}", text, labels, registry=self.registry)
+    def _gauge(self, name: str, text: str, *labels: str) -> Gauge:
+        return Gauge(f"spotinference_gateway_{name}", text, labels, registry=self.registry)
 
-        def histogram(name: str, text: str, *labels: str) -> Histogram:
-            made = Histogram(
-                f"spotinference_gateway_{name}",
-                text,
-                labels,
-                registry=self.registry,
+    def _histogram(self, name: str, text: str, *labels: str) -> Histogram:
+        return _quick(
+            Histogram(
+                f"spotinference_gateway_{name}", text, labels, registry=self.registry,
                 buckets=_SECONDS,
             )
-            return _quick(made)
+        )  # fmt: skip
 
-        self.requests = counter("requests", "Requests by tier and outcome.", "tier", "code")
-        self.in_flight = gauge("requests_in_flight", "Requests being answered or parked.")
-        self.parked = gauge("parked_requests", "Requests that wait for a replica.", "tier")
-        self.parked_bytes = gauge("parked_bytes", "Bodies of the requests that wait.")
-        self.parked_refused = counter(
+    def _of_requests(self) -> None:
+        self.requests = self._counter("requests", "Requests by tier and outcome.", "tier", "code")
+        self.in_flight = self._gauge("requests_in_flight", "Requests being answered or parked.")
+        self.first_byte_seconds = self._histogram(
+            "first_byte_seconds", "Arrival to the first byte of the answer.", "tier"
+        )
+        self.limited = self._counter(
+            "limited_requests", "Requests above a limit of their key.", "limit"
+        )
+        self.bugs = self._counter("bugs", "Requests that failed by a mistake of the gateway.")
+
+    def _of_waits(self) -> None:
+        self.parked = self._gauge("parked_requests", "Requests that wait for a replica.", "tier")
+        self.parked_bytes = self._gauge("parked_bytes", "Bodies of the requests that wait.")
+        self.parked_refused = self._counter(
             "parked_refused", "Requests that found no place to wait, by the bound.", "bound"
         )
-        self.rejected_warming = counter(
+        self.rejected_warming = self._counter(
             "rejected_warming", "Requests of keys that do not wait, to a tier that wakes.", "tier"
         )
-        self.parked_seconds = histogram("parked_seconds", "Time a request was parked.", "tier")
+        self.parked_seconds = self._histogram(
+            "parked_seconds", "Time a request was parked.", "tier"
+        )
         self.eta_error_seconds = Histogram(
             "spotinference_gateway_eta_error_seconds",
             "Estimated wait for a replica, as told on arrival, minus the true one.",
@@ -61,54 +76,55 @@ class Metrics:
             registry=self.registry,
             buckets=_ERROR_SECONDS,
         )
-        self.first_byte_seconds = histogram(
-            "first_byte_seconds", "Arrival to the first byte of the answer.", "tier"
+        self.demand_writes = self._counter(
+            "demand_writes", "Writes of demand Leases.", "verb", "result"
         )
-        self.interruptions = counter(
-            "interruptions", "Answers whose replica was lost after the first byte.", "tier"
-        )
-        self.classes = counter(
+
+    def _of_continuations(self) -> None:
+        self.classes = self._counter(
             "continuation_classes",
             "Requests by how their answer would be continued, chosen when they arrive.",
             "kind",
         )
-        self.continuations = counter(
+        self.continuations = self._counter(
             "continuations", "Continuations by class and outcome.", "kind", "outcome"
         )
-        self.evacuated = counter(
+        self.evacuated = self._counter(
             "evacuated", "Answers that left a replica before its notice expired.", "tier"
         )
-        self.stall_seconds = histogram(
+        self.interruptions = self._counter(
+            "interruptions", "Answers whose replica was lost after the first byte.", "tier"
+        )
+        self.stall_seconds = self._histogram(
             "stall_seconds", "Loss of a replica to the next byte of the answer.", "tier"
         )
-        self.replayed_tokens = counter(
+        self.replayed_tokens = self._counter(
             "replayed_tokens", "Tokens generated again to verify a continuation.", "tier"
         )
-        self.replayed_prompt_tokens = counter(
+        self.replayed_prompt_tokens = self._counter(
             "replayed_prompt_tokens", "Prompt tokens processed again after a loss.", "tier"
         )
-        self.ejections = counter(
+
+    def _of_engines_and_workers(self) -> None:
+        self.ejections = self._counter(
             "ejections", "Replicas taken out of routing, by what they failed at.", "reason"
         )
-        self.deadlines = counter(
+        self.deadlines = self._counter(
             "deadlines", "Attempts that ran into a deadline: first, next or total.", "tier", "which"
         )
-        self.retries = counter(
+        self.retries = self._counter(
             "retries", "Second tries after a sick answer: sent, or refused by the budget.",
             "tier", "outcome",
         )  # fmt: skip
-        self.demand_writes = counter("demand_writes", "Writes of demand Leases.", "verb", "result")
-        self.usage_records = counter(
+        self.usage_records = self._counter(
             "usage_records", "Usage records: written, shipped, or dropped at a bound.", "outcome"
         )
-        self.usage_shipments_failed = counter(
+        self.usage_shipments_failed = self._counter(
             "usage_shipments_failed", "Batches of usage records that were not taken."
         )
-        self.limited = counter("limited_requests", "Requests above a limit of their key.", "limit")
-        self.worker_restarts = counter(
+        self.worker_restarts = self._counter(
             "worker_restarts", "Workers that ended by themselves and were started again."
         )
-        self.bugs = counter("bugs", "Requests that failed by a mistake of the gateway.")
 
     def render(self) -> bytes:
         return generate_latest(self.registry)
