@@ -2,8 +2,9 @@
 
     python -m benchmarks.notices [--nodes 1000] [--notices 50] [--rounds 3] [--json]
 
-A real control plane; the nodes and their kubelets are played here (Node objects that renew their
-Leases, pods that say they are ready, one engine's /metrics for all of them). Each tier has one replica.
+A real control plane; the nodes and their kubelets are played here (Node objects, Leases, pods that say
+they are ready, one engine's /metrics for all of them). Each tier has one replica. The controllers are
+stopped while it counts: they are no part of the way, and here they would share its two cores.
 Measured per tier, by the API server's own audit clock: from the moment the write of the notice was
 answered to the moment the operator's scale write of the replacement was.
 """
@@ -13,7 +14,6 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
-import itertools
 import json
 import sys
 from collections.abc import AsyncIterator
@@ -73,26 +73,30 @@ spec:
 """
 ENGINE_ADDRESS = "127.99.0.1"
 METRICS = "vllm:num_requests_running 0\nvllm:num_requests_waiting 0\nvllm:request_success_total 1\n"
-RENEW_S, BOUND_RENEW_S = 25.0, 8.0
-"""Kubelets renew each 10 s. Those without a pod only have to content Kubernetes (50 s)."""
+RENEW_S = 8.0
+"""Kubelets renew each 10 s. Only nodes that may get a pod do here: nobody asks for the others'."""
 AT_ONCE = 32
+REST_S = 5.0
+"""Until what the last step left behind is done."""
 RENEW_AT_ONCE = 8
 
 
 class Farm:
     """A thousand kubelets."""
 
-    def __init__(self, kube: Kube, count: int) -> None:
+    def __init__(self, kube: Kube) -> None:
         self.kube = kube
-        self.nodes = [f"farm-{number:04d}" for number in range(count)]
+        self._beating: dict[str, float] = {}
         self._gate = asyncio.Semaphore(AT_ONCE)
-        self._versions = itertools.count()
-        self.bound: set[str] = set()
 
-    async def make(self) -> None:
+    async def make(self, numbers: range, *, beating: bool) -> None:
+        """Nodes in all zones by turns; only those that beat stay ready while controllers look."""
         async with asyncio.TaskGroup() as group:
-            for number, name in enumerate(self.nodes):
+            for number in numbers:
+                name = f"farm-{number:04d}"
                 group.create_task(self._node(name, ZONES[number % len(ZONES)]))
+                if beating:
+                    self._beating[name] = asyncio.get_running_loop().time()
 
     async def _node(self, name: str, zone: str) -> None:
         amounts = {"cpu": "8", "memory": "32Gi", "pods": "10", "nvidia.com/gpu": "1"}
@@ -118,19 +122,15 @@ class Farm:
             await self.kube.merge_patch(LEASE, name, "kube-node-lease", renewed)
 
     async def beat(self) -> None:
-        """Renewals of all nodes, evenly spread, for as long as it runs."""
-        last = dict.fromkeys(self.nodes, asyncio.get_running_loop().time())
+        """Renewals, for as long as it runs."""
         while True:
             now = asyncio.get_running_loop().time()
-            age = {n: (now - at) / self._every_s(n) for n, at in last.items()}
-            due = sorted((n for n in age if age[n] >= 1), key=lambda n: -age[n])[:RENEW_AT_ONCE]
+            ages = sorted((at, name) for name, at in self._beating.items())
+            due = [name for at, name in ages if now - at >= RENEW_S][:RENEW_AT_ONCE]
             await asyncio.gather(*(self._renew(name) for name in due))
-            last.update(dict.fromkeys(due, now))
+            self._beating.update(dict.fromkeys(due, now))
             if not due:
                 await asyncio.sleep(0.2)
-
-    def _every_s(self, name: str) -> float:
-        return BOUND_RENEW_S if name in self.bound else RENEW_S
 
     async def play_pods(self) -> None:
         """Pods that were bound become ready; pods that are deleted go at once."""
@@ -138,7 +138,6 @@ class Farm:
 
             def changed(_: Json | None, pod: Json | None) -> None:
                 if pod is not None and pod["spec"].get("nodeName", "").startswith("farm-"):
-                    self.bound.add(pod["spec"]["nodeName"])
                     group.create_task(self._pod(pod))
 
             selector = f"{names.LABEL_ROLE}={names.ROLE_ENGINE}"
@@ -262,6 +261,14 @@ async def settled(bed: ClusterHandle, tiers: list[str]) -> None:
         )
 
 
+async def again(bed: ClusterHandle, tiers: list[str]) -> None:
+    """The replacements serve, and the machines that went are back as new ones."""
+    await bed.dev("process", "controller-manager", "start")
+    await settled(bed, tiers)
+    await renew_nodes(bed)
+    await bed.dev("process", "controller-manager", "stop")
+
+
 async def renew_nodes(bed: ClusterHandle) -> None:
     """The reclaimed nodes are back as new ones: no taint."""
     for node in (await bed.kube.list(NODE)).items:
@@ -275,24 +282,27 @@ async def measure(nodes: int, notices: int, rounds: int) -> Report:
     report = Report(f"{notices} notices at once in a cluster of {nodes} nodes")
     every: list[float] = []
     async with cluster("bench-notices", topology=TOPOLOGY) as bed, engine():
-        farm = Farm(bed.kube, nodes)
+        farm = Farm(bed.kube)
+        few = min(nodes, 3 * notices)
         await bed.kube.apply(POOL, FARM)
         await bed.kube.apply(PVC, yaml.safe_load(CLAIM))
-        await farm.make()
+        await farm.make(range(few), beating=True)
         tasks = [asyncio.create_task(farm.beat()), asyncio.create_task(farm.play_pods())]
-        print(f"{nodes} nodes made", file=sys.stderr)
         try:
             tiers = [f"served-{number:02d}" for number in range(notices)]
             for tier in tiers:
                 await bed.apply(TIER.replace("NAME", tier))
             await settled(bed, tiers)
+            await bed.dev("process", "controller-manager", "stop")
+            await farm.make(range(few, nodes), beating=False)
             for number in range(1, rounds + 1):
-                print(f"round {number}: {notices} notices …", file=sys.stderr)
+                print(f"round {number}: {nodes} nodes, {notices} notices …", file=sys.stderr)
+                await asyncio.sleep(REST_S)
                 waits = list((await give_notice(bed, tiers)).values())
                 every += waits
                 _row(report, str(number), waits)
-                await settled(bed, tiers)
-                await renew_nodes(bed)
+                if number < rounds:
+                    await again(bed, tiers)
         finally:
             for task in tasks:
                 task.cancel()

@@ -31,6 +31,8 @@ RETRY_S = 0.5
 FRESH_S = 15.0
 """Older samples do not count: three idle scrapes missed."""
 TICK_S = 0.25
+UNREACHABLE = frozenset({"timeout", "connection"})
+"""Reasons of a failed scrape that leave open whether the machine is still there."""
 MAX_AT_ONCE = 64
 
 
@@ -44,7 +46,9 @@ class _Target:
     failing: bool = False
     ready: bool = False
     node: str = ""
-    failing_since: float = 0.0
+    answered_at: float | None = None
+    """by any answer, also a bad one: the machine lives"""
+    unreachable_since: float | None = None
 
 
 @dataclass(slots=True)
@@ -83,10 +87,14 @@ class Scraper:
         """What the engines on a node showed: the second witness of its health."""
         now = self._clock.monotonic()
         there = [t for t in self._targets.values() if t.node == node]
-        answered = [now - t.sampled_at for t in there if t.sample is not None]
-        ready = [t for t in there if t.ready]
-        failing_s = min((now - t.failing_since if t.failing else 0.0 for t in ready), default=0.0)
-        return Contact(min(answered, default=None), failing_s)
+        answered = [now - t.answered_at for t in there if t.answered_at is not None]
+        # One that never answered may still load: its silence says nothing.
+        failing = [
+            now - t.unreachable_since if t.unreachable_since is not None else 0.0
+            for t in there
+            if t.answered_at is not None
+        ]
+        return Contact(min(answered, default=None), min(failing, default=0.0))
 
     async def run(self) -> None:
         """Until cancelled."""
@@ -132,14 +140,18 @@ class Scraper:
         try:
             load = await self._engines.load(target.host, names.ENGINE_PORT)
         except ScrapeFailed as error:
-            target.due_at = self._clock.monotonic() + RETRY_S
+            now = self._clock.monotonic()
+            target.due_at = now + RETRY_S
+            if error.reason not in UNREACHABLE:
+                target.answered_at, target.unreachable_since = now, None
+            elif target.unreachable_since is None:
+                target.unreachable_since = now
             if not target.ready:
                 return  # loading: nobody answers yet
             self.stats.failed[error.reason] = self.stats.failed.get(error.reason, 0) + 1
             if not target.failing:
                 log.warning("scrape.failed", tier=str(target.ref), error=str(error))
                 target.failing = True
-                target.failing_since = self._clock.monotonic()
                 self._on_change(target.ref)
         else:
             self.stats.succeeded += 1
@@ -152,6 +164,7 @@ class Scraper:
         was_failing = target.failing
         target.failing = False
         target.sampled_at = self._clock.monotonic()
+        target.answered_at, target.unreachable_since = target.sampled_at, None
         now = self._clock.now()
         busy = load.running > 0 or load.waiting > 0
         worked = before is not None and before.finished_total != load.finished_total

@@ -9,6 +9,7 @@ from spotinference.api.kinds import POD
 from spotinference.clients.vllm import EngineClient, EngineLoad, ScrapeFailed
 from spotinference.controller.scrape import FRESH_S, IDLE_EVERY_S, Scraper
 from spotinference.controller.store import Store
+from spotinference.core.health import Contact
 from spotinference.core.observed import TierRef
 from tests.support.virtual_time import VirtualClock, virtual_time
 from tests.unit.controller.objects import REF, engine_pod
@@ -115,3 +116,34 @@ async def test_a_pod_that_goes_is_asked_no_more(clock: VirtualClock) -> None:
     await asyncio.sleep(60)
     assert it.engine.asked == asked
     assert it.scraper.sample_of(UID) is None
+
+
+@virtual_time
+async def test_an_engine_witnesses_for_its_node_by_any_answer(clock: VirtualClock) -> None:
+    it = Bench(clock)
+    await asyncio.sleep(20)
+    contact = it.scraper.contact("node-1")
+    assert contact.answered_ago_s is not None
+    assert contact.answered_ago_s <= IDLE_EVERY_S + 1
+    assert contact.failing_s == 0
+    it.engine.fails = "connection"
+    await asyncio.sleep(20)
+    contact = it.scraper.contact("node-1")
+    assert contact.failing_s > 12
+    assert contact.answered_ago_s is not None
+    assert contact.answered_ago_s > 12
+    it.engine.fails = "malformed"  # it lives, and talks rubbish
+    await asyncio.sleep(2)
+    contact = it.scraper.contact("node-1")
+    assert contact.failing_s == 0
+    assert contact.answered_ago_s is not None
+    assert contact.answered_ago_s < 2
+    assert it.scraper.contact("node-2") == Contact()
+
+
+@virtual_time
+async def test_an_engine_that_never_answered_witnesses_nothing(clock: VirtualClock) -> None:
+    it = Bench(clock, ready=False)
+    it.engine.fails = "connection"
+    await asyncio.sleep(60)
+    assert it.scraper.contact("node-1") == Contact()
