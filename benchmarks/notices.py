@@ -236,7 +236,7 @@ def _waits(
         lines = [line for line in file.read().splitlines() if line.endswith(b"}")]
     for event in map(json.loads, lines):
         ref = event.get("objectRef") or {}
-        if event["verb"] != "patch" or ref.get("subresource"):
+        if event["verb"] != "patch" or ref.get("subresource") not in {None, "scale"}:
             continue
         at = times.parse(event["stageTimestamp"])
         name, user = ref.get("name", ""), event["user"]["username"]

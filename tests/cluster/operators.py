@@ -161,7 +161,7 @@ def scale_writes(requests: list[Request], name: str) -> list[Request]:
         r
         for r in requests
         if r.user == "operator"
-        and r.resource == "deployments"
+        and r.resource in {"deployments", "deployments/scale"}
         and r.name.startswith(name)
         and r.code < 300
     ]

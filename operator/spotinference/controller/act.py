@@ -27,6 +27,7 @@ from spotinference.controller.latency import Latencies
 from spotinference.controller.observe import owner_uid
 from spotinference.controller.store import Store
 from spotinference.controller.writer import Writer
+from spotinference.core.diff import differs
 from spotinference.core.observed import NodeHealth, Observed, TierRef
 from spotinference.core.plan import Apply, Delete, Doom, Pardon, Plan
 
@@ -106,9 +107,12 @@ class Actor:
         return None
 
     async def _scale(self, observed: Observed, scale: Apply) -> None:
-        before = _replicas(observed.children.get(_child_key(scale)))
-        after = _replicas(scale.manifest)
-        await self._apply(observed, scale, urgent=after > before)
+        live = observed.children.get(_child_key(scale))
+        before, after = _replicas(live), _replicas(scale.manifest)
+        if live is not None and only_the_number(scale.manifest, live):
+            await self.writer.scale(live, after, urgent=after > before)
+        else:
+            await self._apply(observed, scale, urgent=after > before)
         if after > before:
             self.latencies.scaled_up(observed.ref, from_zero=_running(observed) == 0)
         log.info(
@@ -298,6 +302,12 @@ def _blocked(error: BaseException) -> Blocked:
             return Blocked(Reason.NAME_CONFLICT, message)
         case _:
             return Blocked(Reason.INVALID_SPEC, message)
+
+
+def only_the_number(manifest: Json, live: Json) -> bool:
+    """Whether a Deployment differs from what is wanted in its replicas and in nothing else."""
+    same = {**manifest["spec"], "replicas": live["spec"].get("replicas")}
+    return not differs({**manifest, "spec": same}, live)
 
 
 def _child_key(step: Apply) -> tuple[str, str]:

@@ -10,7 +10,7 @@ import contextlib
 from collections.abc import Awaitable, Callable, Iterator
 
 from spotinference import errors
-from spotinference.api.kinds import Json, Kind
+from spotinference.api.kinds import DEPLOYMENT, Json, Kind
 from spotinference.clients.kube import Kube
 from spotinference.controller.metrics import Metrics
 from spotinference.controller.store import Store
@@ -70,6 +70,36 @@ class Writer:
             answer = await self._send("apply", kind, lambda: self._kube.apply(kind, body))
         self._store.wrote(kind, answer)
         return answer
+
+    async def scale(self, live: Json, replicas: int, *, urgent: bool = False) -> None:
+        """Only the number of a Deployment, pinned to the version we know: `Conflict` when stale.
+
+        Half as dear for the API server as an apply of the whole object (3.6-4.4 ms of its time
+        against 10; 1.36, two cores), which counts when fifty replacements are asked for at once.
+        """
+        meta = live["metadata"]
+        patch = {
+            "metadata": {"resourceVersion": meta["resourceVersion"]},
+            "spec": {"replicas": replicas},
+        }
+
+        async def send() -> Json:
+            return await self._kube.merge_patch(
+                DEPLOYMENT, meta["name"], meta["namespace"], patch, subresource="scale"
+            )
+
+        if urgent:
+            with self._lane.urgent():
+                answer = await self._now("scale", DEPLOYMENT, send)
+        else:
+            answer = await self._send("scale", DEPLOYMENT, send)
+        # The answer is a Scale: what the Deployment is now follows from it.
+        changed = {
+            "resourceVersion": answer["metadata"]["resourceVersion"],
+            "generation": int(meta.get("generation") or 0) + 1,
+        }
+        spec = {**live["spec"], "replicas": replicas}
+        self._store.wrote(DEPLOYMENT, {**live, "metadata": {**meta, **changed}, "spec": spec})
 
     async def apply_status(self, kind: Kind, body: Json) -> None:
         answer = await self._send(

@@ -83,7 +83,7 @@ async def test_scales_come_first_status_late_events_last() -> None:
     )
     await it.actor.act(observed(it), plan)
     assert [write[:2] for write in it.wrote()] == [
-        ("apply", "Deployment"),
+        ("scale", "Deployment"),
         ("patch", "Pod"),
         ("apply", "Service"),
         ("delete", "Pod"),
@@ -125,7 +125,7 @@ async def test_leadership_lost_between_two_writes_stops_the_second() -> None:
 async def test_a_scale_that_lost_a_race_ends_the_act_before_deletes_and_status() -> None:
     it = shell()
     it.have(DEPLOYMENT, deployment(0))
-    it.api.refusals["apply", "Deployment"] = errors.Conflict("stale")
+    it.api.refusals["scale", "Deployment"] = errors.Conflict("stale")
     plan = Plan(
         scales=(scale(it, 1),),
         deletes=(Delete(POD, "pod-1", "pod-1-uid"),),
@@ -133,7 +133,7 @@ async def test_a_scale_that_lost_a_race_ends_the_act_before_deletes_and_status()
     )
     with pytest.raises(errors.Conflict):
         await it.actor.act(observed(it), plan)
-    assert [write[0] for write in it.wrote()] == ["apply"]
+    assert [write[0] for write in it.wrote()] == ["scale"]
 
 
 async def test_a_missing_right_is_a_condition_that_names_it_and_does_not_stop_the_rest() -> None:
@@ -233,7 +233,7 @@ async def test_going_to_sleep_without_demand_is_one_write() -> None:
     it = shell()
     it.have(DEPLOYMENT, deployment(1))
     await it.actor.act(observed(it), Plan(scales=(scale(it, 0),)))
-    assert it.wrote() == [("apply", "Deployment", "demo-spot-zone-a")]
+    assert it.wrote() == [("scale", "Deployment", "demo-spot-zone-a")]
 
 
 async def test_a_pod_is_not_struck_off_while_the_server_still_knows_its_node() -> None:
@@ -289,3 +289,34 @@ async def test_the_time_from_demand_to_the_scale_write_is_measured() -> None:
     await it.actor.act(observed(it), Plan(scales=(scale(it, 1),)))
     count = it.metrics.registry.get_sample_value("spotinference_operator_wake_seconds_count")
     assert count == 1.0
+
+
+async def test_a_scale_writes_the_number_alone_and_the_store_knows_it_at_once() -> None:
+    it = shell()
+    live = it.have(DEPLOYMENT, deployment(0))
+    await it.actor.act(observed(it), Plan(scales=(scale(it, 2),)))
+    assert it.wrote() == [("scale", "Deployment", "demo-spot-zone-a")]
+    known = it.store.get(DEPLOYMENT, "demo-spot-zone-a", "default")
+    assert known is not None
+    assert known["spec"]["replicas"] == 2
+    assert int(known["metadata"]["resourceVersion"]) > int(live["metadata"]["resourceVersion"])
+    assert known["metadata"]["generation"] == 1
+
+
+async def test_a_scale_with_a_new_template_writes_the_whole() -> None:
+    it = shell()
+    it.have(DEPLOYMENT, deployment(0))
+    wanted = scale(it, 2)
+    wanted.manifest["spec"]["template"] = {"spec": {"hostname": "other"}}
+    await it.actor.act(observed(it), Plan(scales=(wanted,)))
+    assert it.wrote() == [("apply", "Deployment", "demo-spot-zone-a")]
+
+
+async def test_a_scale_from_stale_state_loses() -> None:
+    it = shell()
+    live = it.have(DEPLOYMENT, deployment(0))
+    plan, seen = Plan(scales=(scale(it, 2),)), observed(it)
+    it.api.put(DEPLOYMENT, live | {"spec": {"replicas": 5}})
+    with pytest.raises(errors.Conflict):
+        await it.actor.act(seen, plan)
+    assert it.api.objects["Deployment", "default", "demo-spot-zone-a"]["spec"]["replicas"] == 5

@@ -75,9 +75,22 @@ class FakeApi:
             raise errors.Conflict("exists")
         return self.put(kind, body)
 
-    async def merge_patch(self, kind: Kind, name: str, namespace: str | None, patch: Json) -> Json:
-        self._write("patch", kind, name)
+    async def merge_patch(
+        self,
+        kind: Kind,
+        name: str,
+        namespace: str | None,
+        patch: Json,
+        *,
+        subresource: str | None = None,
+    ) -> Json:
+        self._write(subresource or "patch", kind, name)
         live = await self.get(kind, name, namespace)
+        pinned = patch.get("metadata", {}).get("resourceVersion")
+        if pinned not in (None, live["metadata"]["resourceVersion"]):
+            raise errors.Conflict("stale")
+        if subresource == "scale":
+            return self.put(kind, live | {"spec": live["spec"] | patch["spec"]})
         wanted_uid = patch.get("metadata", {}).get("uid")
         if wanted_uid not in (None, live["metadata"]["uid"]):
             raise errors.Conflict("another uid")
