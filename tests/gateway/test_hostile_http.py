@@ -288,3 +288,55 @@ def test_the_docs_name_the_limits_with_their_defaults() -> None:
     assert {"head_timeout_s", "max_body_bytes", "idle_timeout_s"} <= {name for name, _ in shown}
     for name, value in shown:
         assert getattr(settings, name) == float(value), name
+
+
+PIPELINED = 100
+"""Three times what aiohttp queues; their bodies fill more than one read of the loop."""
+
+
+@pytest.mark.fault(57)
+async def test_all_of_many_pipelined_requests_are_answered_in_their_order() -> None:
+    async with bench(**DEADLINES) as b:
+        await b.tier("demo")
+        engine = await b.replica()
+        reader, writer = await asyncio.open_connection(*address(b))
+        for number in range(PIPELINED):
+            message = {"role": "user", "content": f"{number} {'x' * 3000}"}
+            asked = {"model": "demo", "max_tokens": 1, "messages": [message]}
+            writer.write(post(content=json.dumps(asked).encode()))
+        for _ in range(PIPELINED):
+            await _one_answer(reader)
+        writer.close()
+        seen = [int(prompt.partition(" ")[0]) for prompt in seen_by(engine)]
+        assert seen == list(range(PIPELINED))
+        await eventually(lambda: _open_connections(b) == 0, 5)
+
+
+UPGRADE = ("Connection: Upgrade", "Upgrade: websocket")
+
+
+@pytest.mark.fault(57)
+@pytest.mark.parametrize(
+    "upgrade",
+    [head(*UPGRADE, method="GET", target="/healthz"), post(*UPGRADE)],
+    ids=["get", "post"],
+)
+async def test_what_follows_a_declined_upgrade_is_answered_too(upgrade: bytes) -> None:
+    async with bench(**DEADLINES) as b:
+        await b.tier("demo")
+        await b.replica()
+        reader, writer = await asyncio.open_connection(*address(b))
+        for _ in range(2):
+            writer.write(upgrade + head(method="GET", target="/healthz"))
+            await _one_answer(reader)
+            assert await _one_answer(reader) == b"ok\n"
+        writer.close()
+
+
+async def _one_answer(reader: asyncio.StreamReader) -> bytes:
+    """The body of a 200."""
+    top = await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), 10)
+    assert top.startswith(b"HTTP/1.1 200 "), top
+    length = re.search(rb"(?i)content-length: (\d+)", top)
+    assert length is not None
+    return await reader.readexactly(int(length[1]))
