@@ -18,6 +18,10 @@ from spotinference.core.plan import Apply, Delete
 EPOCH = datetime(2026, 11, 1, 12, 0, 0, tzinfo=UTC)
 
 
+_UIDS = itertools.count(1)
+"""No two objects have one uid, those of another world included."""
+
+
 @dataclass
 class Node:
     name: str
@@ -109,7 +113,7 @@ class VirtualCluster:
             if manifest.get("spec") != before.get("spec"):
                 manifest["metadata"]["generation"] += 1
         else:
-            manifest["metadata"]["uid"] = f"uid-{next(self._ids)}"
+            manifest["metadata"]["uid"] = f"uid-{next(_UIDS)}"
             manifest["metadata"]["generation"] = 1
             manifest["metadata"]["creationTimestamp"] = times.to_text(self.now)
         manifest["metadata"]["resourceVersion"] = str(next(self._ids))
