@@ -15,7 +15,7 @@ unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: help
 help: ## list the targets
-	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 $(ENVIRONMENT): requirements/dev.txt requirements/uv.txt pyproject.toml tools/environment.sh
 	@sh tools/environment.sh
@@ -62,7 +62,7 @@ cluster: assets ## a real control plane with operator and gateway as processes
 engine: assets vllm ## one contract on both engines; the story on the real vLLM
 	@$(PYTEST) tests/engine
 
-.PHONY: crds lock bench bench-gateway soak wheel clean
+.PHONY: crds lock bench bench-gateway bench-policies soak wheel clean
 crds: env ## write the generated files: crds/, the chart's copy, docs/reference/
 	@$(SPOT) crds write
 lock: env ## resolve the requirements anew (hashes, no index addresses)
@@ -76,6 +76,8 @@ bench: assets ## measure wakes, crowds, reclaims, idle writes, parking (about 20
 	@for b in $(BENCHMARKS); do echo "== benchmarks.$$b"; $(PY) -m benchmarks.$$b || exit 1; done
 bench-gateway: env ## the gateway beside nginx and other routers (about 25 minutes; needs a C compiler)
 	@$(PY) -m benchmarks.gateway
+bench-policies: env ## every policy on public traces: tables and plots (a few minutes; skips without ../shared/traces)
+	@$(PY) -m benchmarks.policies
 soak: env ## an hour of load on the gateway: its memory must stay flat (for nightly runs)
 	@$(PY) -m benchmarks.gateway --soak 3600
 wheel: env ## build the wheel into dist/
