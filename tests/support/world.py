@@ -297,7 +297,7 @@ def tier(**changes: object) -> TierSpec:
 
 def pool(
     zones: tuple[str, ...] = ("zone-1", "zone-2"),
-    capacity_type: Literal["spot", "on-demand"] = "spot",
+    capacity_type: Literal["spot", "on-demand", "reserved"] = "spot",
     *,
     cordoned: bool = False,
 ) -> PoolSpec:

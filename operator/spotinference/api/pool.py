@@ -48,8 +48,9 @@ class PriceSpec(ApiModel):
 class PoolSpec(ApiModel):
     """How nodes of this kind are recognised, and how they go."""
 
-    capacity_type: Literal["spot", "on-demand"] = Field(
-        description="spot: cheap, and taken away at any time. on-demand: a bridge."
+    capacity_type: Literal["spot", "on-demand", "reserved"] = Field(
+        description="spot: cheap, and taken away at any time. on-demand: a bridge. reserved: paid "
+        "for in any case, so it is filled first."
     )
     provider: Literal["auto", "gke", "eks", "karpenter", "nth", "aks", "generic"] = Field(
         default="auto",

@@ -189,6 +189,12 @@ class ResourcesSpec(ApiModel):
 class OnDemandSpec(ApiModel):
     """When on-demand nodes, which cost more, may be used."""
 
+    base: int = Field(
+        default=0,
+        ge=0,
+        le=1000,
+        description="So many replicas of a tier that is awake stand on on-demand pools in any case.",
+    )
     burst: bool = Field(
         default=True,
         description="Use on-demand pools of `placement.pools` while no spot market has capacity.",
@@ -375,7 +381,18 @@ class MarketStatus(ApiModel):
     ready: int = Field(default=0, description="Replicas that serve.")
     doomed: int = Field(default=0, description="Replicas that will go soon.")
     refused_at: Time | None = Field(
-        default=None, description="When a launch here last stayed pending."
+        default=None,
+        description="When a launch here last stayed pending, or a node was taken; gone once a launch "
+        "finds a node.",
+    )
+    backoff_seconds: int = Field(
+        default=0, description="No launch here for so long after refusedAt; doubled each time."
+    )
+    calm_since: Time | None = Field(
+        default=None, description="No reclaim seen since; set back by reclaims next door."
+    )
+    watched_until: Time | None = Field(
+        default=None, description="When the last replica here went; absent while one stands here."
     )
 
 

@@ -10,9 +10,10 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from enum import StrEnum
 
-from spotinference.api import durations, names, times
+from spotinference.api import durations, names
 from spotinference.api.kinds import DEPLOYMENT, Json
 from spotinference.api.pool import PoolSpec
+from spotinference.api.tier import MarketStatus
 from spotinference.core import engine_args
 from spotinference.core.observed import Market, NodeHealth, Observed, ReplicaView
 from spotinference.core.plan import DoomReason
@@ -23,6 +24,9 @@ DEFAULT_REFUSAL_S = 60.0
 VOLUME_ELSEWHERE = "volume node affinity conflict"
 """The scheduler's words when a node would do, but a volume of the pod lies in another zone (or on
 another node): no node that comes later changes that."""
+
+KINDS = ("reserved", "spot", "on-demand")
+"""Paid for anyway, cheap, sure: the order in which capacity is used."""
 
 
 class Standing(StrEnum):
@@ -108,7 +112,8 @@ class Place:
     """position in the tier's order of preference"""
     deployment: Json | None
     replicas: tuple[Replica, ...]
-    refused_at: datetime | None = None
+    known: MarketStatus | None = None
+    """what the status says of this market"""
     closed: bool = False
     """its pool does not exist now: what runs there goes on, and may shrink, but nothing is added"""
 
@@ -202,11 +207,7 @@ def refusal_after_s(pool: PoolSpec) -> float:
 def survey(observed: Observed) -> Fleet:
     """Everything the tier has, by market."""
     deployments = engine_deployments(observed)
-    refused = {
-        Market(m.pool, m.zone): times.parse(m.refused_at)
-        for m in observed.status.markets
-        if m.refused_at is not None
-    }
+    known = {Market(m.pool, m.zone): m for m in observed.status.markets}
     judged: dict[Market, list[Replica]] = {}
     for view in sorted(observed.replicas, key=lambda v: (v.created_at, v.name)):
         pool = observed.pools.get(view.market.pool)
@@ -219,7 +220,7 @@ def survey(observed: Observed) -> Fleet:
             index=index,
             deployment=deployments.get(market),
             replicas=tuple(judged.get(market, ())),
-            refused_at=refused.get(market),
+            known=known.get(market),
         )
         for index, (market, pool) in enumerate(markets(observed))
     )
@@ -270,13 +271,13 @@ def _closed(
 
 
 def markets(observed: Observed) -> list[tuple[Market, PoolSpec]]:
-    """The tier's markets: spot before on-demand, then pools as ordered by the tier, then zones."""
+    """The tier's markets: as in `KINDS`, then pools as ordered by the tier, then zones."""
     named = [
         (name, observed.pools[name])
         for name in dict.fromkeys(observed.spec.placement.pools)
         if name in observed.pools
     ]
-    named.sort(key=lambda item: item[1].capacity_type != "spot")
+    named.sort(key=lambda item: KINDS.index(item[1].capacity_type))
     return [
         (Market(name, zone), pool) for name, pool in named for zone in dict.fromkeys(pool.zones)
     ]

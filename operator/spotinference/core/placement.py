@@ -1,24 +1,28 @@
 """Where replicas stand: the number of each market's Deployment, and which replica goes when one
 must go. A replica keeps its place while nothing is wrong with it.
 
-A market that refused a launch, or took a node away, is avoided for `MARKET_BACKOFF_S`. When every
-market refuses, a waiting replica moves on to the market that refused longest ago, after at least
-`PROBE_DWELL_S` in one place: a sparse probe instead of churn. At most `maxReplicas` are wanted in sum; a silent
+Where the next one goes is what `buying.launch_score` says of each market: its price, how calm it has
+been, and what stands there already. A market that refused a launch, or took a node away, is avoided
+for a while (`outlook`). When every market refuses, a waiting replica moves on to the market that refused
+longest ago, after at least `PROBE_DWELL_S` in one place: a sparse probe instead of churn. At most `maxReplicas` are wanted in sum; a silent
 node's replica may hold its slot beyond that for `fleet.STALE_HOLD_S`, because its node may return.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 
-from spotinference.core.fleet import STALE_HOLD_S, Fleet, Place, Replica, Standing
+from spotinference.core import buying, outlook
+from spotinference.core.fleet import KINDS, STALE_HOLD_S, Fleet, Place, Replica, Standing
 from spotinference.core.observed import Market
+from spotinference.core.outlook import Outlook, newly_leaving
 from spotinference.core.plan import Doom, DoomReason, Pardon
 
-MARKET_BACKOFF_S = 300.0
 PROBE_DWELL_S = 120.0
+PROVEN_S = 120.0
+"""A spot replica must have been ready this long before the on-demand one that it relieves goes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,13 +38,18 @@ class Terms:
     """one replica per zone: its volume can be mounted by one node only"""
     open_zones: frozenset[str] | None
     """zones whose cache is complete; None: any"""
+    limit: int
+    """never more replicas than this"""
+    cold_start_s: float = 300.0
+    base: int = 0
+    """so many replicas stand on on-demand pools in any case"""
 
 
 @dataclass(frozen=True, slots=True)
 class Placement:
     counts: Mapping[Market, int]
     """replicas of each market's Deployment, held slots included"""
-    refused_at: Mapping[Market, datetime]
+    outlook: Outlook
     dooms: tuple[Doom, ...]
     pardons: tuple[Pardon, ...]
     removals: tuple[Replica, ...]
@@ -59,7 +68,7 @@ class _Draft:
     terms: Terms
     places: tuple[Place, ...]
     counts: dict[Market, int]
-    refused_at: dict[Market, datetime]
+    outlook: Outlook
     dooms: list[Doom] = field(default_factory=list)
     victims: set[str] = field(default_factory=set)
     timers: list[datetime] = field(default_factory=list)
@@ -71,10 +80,10 @@ def place(fleet: Fleet, terms: Terms) -> Placement:
         terms=terms,
         places=fleet.places,
         counts={p.market: p.kept for p in fleet.places},
-        refused_at=_refusals(fleet, terms.now),
+        outlook=outlook.of(fleet, terms.now),
     )
     _mark_leaving(draft, fleet)
-    surplus = sum(draft.counts.values()) - terms.wanted
+    surplus = sum(draft.counts.values()) - terms.wanted - _moving(draft)
     if surplus > 0:
         _shrink(draft, surplus)
     unplaced = 0
@@ -84,63 +93,61 @@ def place(fleet: Fleet, terms: Terms) -> Placement:
         draft.counts[p.market] += p.held
     return Placement(
         counts=draft.counts,
-        refused_at=draft.refused_at,
+        outlook=draft.outlook,
         dooms=tuple(draft.dooms),
         pardons=_pardons(draft),
         removals=_removals(draft, fleet),
         unplaced=unplaced,
-        nowhere=not usable(fleet.places, burst=terms.burst),
+        nowhere=not usable(fleet.places, burst=terms.burst, base=terms.base),
         look_again_at=tuple(draft.timers),
     )
 
 
-def usable(places: Iterable[Place], *, burst: bool) -> list[Place]:
-    """Where a replica may be added at all: on-demand beside spot only as a bridge (`burst`)."""
+def usable(places: Iterable[Place], *, burst: bool, base: int = 0) -> list[Place]:
+    """Where a replica may be added at all: on-demand beside spot only as a bridge, or as a base."""
     named = [p for p in places if not p.closed]
-    bridge = burst or all(p.pool.capacity_type != "spot" for p in named)
-    return [p for p in named if p.open and (bridge or p.pool.capacity_type == "spot")]
+    sure = burst or base > 0 or all(p.pool.capacity_type != "spot" for p in named)
+    return [p for p in named if p.open and (sure or p.pool.capacity_type != "on-demand")]
 
 
-def avoided(place_: Place, refused_at: Mapping[Market, datetime], now: datetime) -> bool:
+def avoided(place_: Place, view: Outlook) -> bool:
     """A market that refuses now, did so (or lost a node) a short while ago, or is about to."""
     if place_.having(Standing.REFUSED, Standing.SILENT) or any(r.hinted for r in place_.replicas):
         return True
-    at = refused_at.get(place_.market)
-    return at is not None and now - at < timedelta(seconds=MARKET_BACKOFF_S)
+    return view.paused(place_.market)
 
 
-def _refusals(fleet: Fleet, now: datetime) -> dict[Market, datetime]:
-    """When each market last refused a launch or took a node: carried over, renewed or forgotten."""
-    found: dict[Market, datetime] = {}
-    for p in fleet.places:
-        at = p.refused_at
-        if at is not None and now - at >= timedelta(seconds=MARKET_BACKOFF_S):
-            at = None
-        if at is not None and any(
-            r.view.node is not None and r.view.created_at > at and r.counts for r in p.replicas
-        ):
-            at = None  # a later launch found a node: there is capacity again
-        for replica in p.having(Standing.REFUSED):
-            assert replica.view.unschedulable_since is not None
-            since = replica.view.unschedulable_since
-            if not replica.volume_elsewhere:
-                since += timedelta(seconds=p.refusal_s)
-            at = since if at is None else max(at, since)
-        if any(_newly_leaving(r) for r in p.replicas):
-            at = now
-        if at is not None:
-            found[p.market] = at.replace(microsecond=0)
-    return found
+def _moving(draft: _Draft) -> int:
+    """1 while a replica moves to on-demand to fill the base, or from there back to spot.
+
+    The new one starts before the other goes, so it begins only where `maxReplicas` leaves room.
+    """
+    terms = draft.terms
+    total, sure = sum(draft.counts.values()), _sure_count(draft)
+    if not 0 < terms.wanted < terms.limit or total < terms.wanted:
+        return 0
+    if sure < terms.base:
+        return int(any(_takes_launches(draft, p) for p in _allowed(draft, _sure_places(draft))))
+    moved = _sure_places(draft) if sure == terms.base else _other_places(draft)
+    needed = terms.base if sure == terms.base else terms.wanted - terms.base
+    if needed == 0 or (sure == terms.base and total == terms.wanted):
+        return 0
+    ready = [r.view.ready_at for p in moved for r in p.having(Standing.READY) if r.view.ready_at]
+    over = sorted(at + timedelta(seconds=PROVEN_S) for at in ready)[needed - 1 : needed]
+    if over and over[0] <= terms.now:
+        return 0
+    draft.timers.extend(over)
+    if total > terms.wanted:
+        return 1
+    return int(any(_takes_launches(draft, p) for p in _allowed(draft, _other_places(draft))))
 
 
-def _newly_leaving(replica: Replica) -> bool:
-    """Just now seen to go: not marked yet, and not on its way out for another reason."""
-    gone = {Standing.LEAVING, Standing.SILENT, Standing.LOST}
-    unmarked = replica.view.doomed_until is None or replica.view.doomed_reason in {
-        None,
-        DoomReason.SCALE_DOWN,
-    }
-    return replica.standing in gone and unmarked and not replica.view.deleting
+def _sure_places(draft: _Draft) -> list[Place]:
+    return [p for p in draft.places if p.pool.capacity_type == "on-demand"]
+
+
+def _other_places(draft: _Draft) -> list[Place]:
+    return [p for p in draft.places if p.pool.capacity_type != "on-demand"]
 
 
 def _mark_leaving(draft: _Draft, fleet: Fleet) -> None:
@@ -148,10 +155,10 @@ def _mark_leaving(draft: _Draft, fleet: Fleet) -> None:
     now = draft.terms.now
     for replica in fleet.every:
         node = replica.view.node
-        if replica.standing is Standing.SILENT and _newly_leaving(replica):
+        if replica.standing is Standing.SILENT and newly_leaving(replica):
             until = now + timedelta(seconds=STALE_HOLD_S)
             draft.dooms.append(_doom(replica, until, DoomReason.NODE_LOST))
-        elif replica.standing is Standing.LEAVING and _newly_leaving(replica):
+        elif replica.standing is Standing.LEAVING and newly_leaving(replica):
             notice = node.notice if node is not None else None
             until = notice.deadline if notice is not None else now
             draft.dooms.append(_doom(replica, until, DoomReason.NOTICE))
@@ -172,12 +179,15 @@ def _shrink(draft: _Draft, surplus: int) -> None:
             surplus -= cut
             break
     index = {p.market: p.index for p in draft.places}
+    sure = [r.view.uid for p in _sure_places(draft) for r in p.replicas if r.counts]
+    dear = set(sure[draft.terms.base :])
     candidates = [r for p in draft.places for r in p.replicas if r.counts]
     candidates.sort(
         key=lambda r: (
             r.view.ready,
             not r.draining,
             not r.hinted,
+            0 if r.view.uid in dear else 2 if r.view.uid in sure else 1,
             r.busy,
             r.work,
             -index[r.view.market],
@@ -238,29 +248,42 @@ def _allowed(draft: _Draft, places: Iterable[Place]) -> list[Place]:
         used[zone] = used.get(zone, 0) + draft.counts[p.market] + p.silent
     return [
         p
-        for p in usable(places, burst=terms.burst)
+        for p in usable(places, burst=terms.burst, base=terms.base)
         if (terms.open_zones is None or p.market.zone in terms.open_zones)
         and not (terms.exclusive and used[p.market.zone] > 0)
     ]
 
 
 def _best_open(draft: _Draft) -> Place | None:
-    """The market to launch in: spot first, then on-demand as a bridge; spread, then preference."""
-    terms = draft.terms
-    allowed = [
-        p
-        for p in _allowed(draft, draft.places)
-        if not avoided(p, draft.refused_at, terms.now) and not p.having(Standing.LEAVING)
-    ]
-    spot = [p for p in allowed if p.pool.capacity_type == "spot"]
-    zones: dict[str, int] = {}
-    for p in draft.places:
-        zones[p.market.zone] = zones.get(p.market.zone, 0) + draft.counts[p.market]
-    return min(
-        spot or allowed,
-        key=lambda p: (draft.counts[p.market], zones[p.market.zone], p.index),
-        default=None,
-    )
+    """The market to launch in: reserved, then spot, then on-demand; the best score of its kind."""
+    allowed = [p for p in _allowed(draft, draft.places) if _takes_launches(draft, p)]
+    sure = [p for p in allowed if p.pool.capacity_type == "on-demand"]
+    if sure and _sure_count(draft) < draft.terms.base:
+        return _best(draft, sure)
+    first = min((KINDS.index(p.pool.capacity_type) for p in allowed), default=0)
+    return _best(draft, [p for p in allowed if p.pool.capacity_type == KINDS[first]])
+
+
+def _takes_launches(draft: _Draft, place_: Place) -> bool:
+    return not avoided(place_, draft.outlook) and not place_.having(Standing.LEAVING)
+
+
+def _best(draft: _Draft, places: Sequence[Place]) -> Place | None:
+    """Cheap, calm, and apart from the others; the tier's order where that says nothing."""
+    prices = outlook.prices(tuple(places))
+    unit = min(prices.values(), default=1.0)
+    danger = outlook.risk(draft.outlook, draft.terms.wanted, draft.terms.cold_start_s)
+    standing = {p.market: n for p in draft.places if (n := draft.counts[p.market])}
+
+    def order(p: Place) -> tuple[float, int]:
+        offer = buying.Offer(p.market, prices[p.market])
+        return round(buying.launch_score(offer, standing, danger, unit), 6), p.index
+
+    return min(places, key=order, default=None)
+
+
+def _sure_count(draft: _Draft) -> int:
+    return sum(draft.counts[p.market] for p in draft.places if p.pool.capacity_type == "on-demand")
 
 
 def _stay(draft: _Draft, waiting: dict[Market, list[Replica]]) -> Place | None:
@@ -290,7 +313,7 @@ def _next_probe(draft: _Draft) -> Place | None:
         key=lambda p: (
             draft.counts[p.market] + p.held,
             bool(p.having(Standing.REFUSED)) and len(allowed) > 1,
-            draft.refused_at.get(p.market, oldest),
+            draft.outlook.refused_at(p.market) or oldest,
             p.index,
         ),
         default=None,

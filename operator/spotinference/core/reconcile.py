@@ -24,6 +24,7 @@ from spotinference.core import (
     children,
     engine_args,
     failures,
+    lifecycle,
     placement,
     status,
     weights,
@@ -72,7 +73,7 @@ def resolve(observed: Observed) -> status.Decision:
     verdict = failures.judge(observed, fleet)
     load = autoscale.load_of(observed, fleet)
     count = _count(observed, fleet, load, verdict)
-    where = placement.place(fleet, _terms(observed, stock, count))
+    where = placement.place(fleet, _terms(observed, fleet, stock, count))
     return status.Decision(fleet, stock, load, verdict, count, where)
 
 
@@ -88,17 +89,27 @@ def _timers(decision: status.Decision, after: TierStatus) -> list[datetime]:
 
 
 def _count(observed: Observed, fleet: Fleet, load: Load, verdict: Verdict) -> Count:
-    limit = observed.spec.scaling.max_replicas
-    if observed.spec.cache.access_mode == "ReadWriteOnce":
-        limit = min(limit, len({p.market.zone for p in fleet.places}))
+    limit = _limit(observed, fleet)
     if verdict.hold_until is not None and not observed.spec.paused:
         text = f"the engine does not start; next try at {times.to_text(verdict.hold_until)}"
         return Count(0, text, observed.status.scaling)
     return autoscale.count(observed, fleet, load, limit)
 
 
-def _terms(observed: Observed, stock: Weights, count: Count) -> placement.Terms:
+def _limit(observed: Observed, fleet: Fleet) -> int:
+    """maxReplicas, or fewer zones with exclusive volumes."""
+    limit = observed.spec.scaling.max_replicas
+    if observed.spec.cache.access_mode == "ReadWriteOnce":
+        limit = min(limit, len({p.market.zone for p in fleet.places}))
+    return limit
+
+
+def _terms(observed: Observed, fleet: Fleet, stock: Weights, count: Count) -> placement.Terms:
+    usual_s = observed.status.last_wake_seconds
     return placement.Terms(
+        limit=_limit(observed, fleet),
+        cold_start_s=float(max(30, lifecycle.DEFAULT_WAKE_S if usual_s is None else usual_s)),
+        base=min(count.desired, observed.spec.placement.on_demand.base),
         wanted=count.desired,
         now=observed.now,
         drain_s=engine_args.drain_s(observed.spec),

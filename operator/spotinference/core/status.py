@@ -16,7 +16,7 @@ from spotinference.api.tier import (
     MarketStatus,
     TierStatus,
 )
-from spotinference.core import lifecycle
+from spotinference.core import lifecycle, outlook
 from spotinference.core.autoscale import Count, Load
 from spotinference.core.failures import Verdict
 from spotinference.core.fleet import VOLUME_ELSEWHERE, Fleet, Replica, Standing
@@ -269,7 +269,8 @@ def _capacity(observed: Observed, d: Decision) -> Finding:
     if elsewhere := [r for p in refused for r in p.replicas if r.volume_elsewhere]:
         return _volume_elsewhere(elsewhere[0])
     quoted = refused[0].having(Standing.REFUSED)[0].view.unschedulable_message.rstrip(". ")
-    tried = sorted(str(m) for m in d.placement.refused_at)
+    view = d.placement.outlook
+    tried = sorted(str(p.market) for p in d.fleet.places if p in refused or view.paused(p.market))
     return Finding(
         False,
         Reason.NO_CAPACITY,
@@ -376,20 +377,17 @@ def _list_of(replicas: Sequence[Replica]) -> str:
 
 
 def _markets(d: Decision) -> list[MarketStatus]:
-    result = []
-    for p in d.fleet.places:
-        at = d.placement.refused_at.get(p.market)
-        result.append(
-            MarketStatus(
-                pool=p.market.pool,
-                zone=p.market.zone,
-                desired=d.placement.counts.get(p.market, 0),
-                ready=len(p.having(Standing.READY)),
-                doomed=len(p.having(Standing.LEAVING, Standing.SILENT)),
-                refused_at=None if at is None else times.to_text(at),
-            )
+    return [
+        MarketStatus(
+            pool=p.market.pool,
+            zone=p.market.zone,
+            desired=d.placement.counts.get(p.market, 0),
+            ready=len(p.having(Standing.READY)),
+            doomed=len(p.having(Standing.LEAVING, Standing.SILENT)),
+            **outlook.written(d.placement.outlook, p.market),
         )
-    return result
+        for p in d.fleet.places
+    ]
 
 
 def _decision(observed: Observed, count: Count) -> DecisionStatus:

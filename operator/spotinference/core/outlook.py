@@ -1,0 +1,155 @@
+"""What placement believes of a tier's markets: read from its status, renewed by what stands now.
+
+Level-triggered: the same fleet seen twice teaches nothing the second time, because what was learned
+stands in the status by then (`refusedAt`, `calmSince`). Nothing here changes by time passing, so a
+tier in steady state is not written.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+
+from spotinference.api import times
+from spotinference.api.tier import MarketStatus
+from spotinference.core import buying, markets
+from spotinference.core.fleet import Fleet, Place, Replica, Standing
+from spotinference.core.markets import Belief, Beliefs, Pauses, Seen
+from spotinference.core.observed import Market
+from spotinference.core.plan import DoomReason
+
+PAUSES = Pauses(first_s=300.0, longest_s=1800.0)
+"""Longer than in the simulator: here a refusal takes minutes to show, and costs a waiting request."""
+ONE_EVENT_S = 30.0
+"""Reclaims of one market within this are one event: the pause is doubled once."""
+LOOK_EVERY_S = 15.0
+
+
+@dataclass(frozen=True, slots=True)
+class Outlook:
+    """Beliefs, and when each paused market last refused a launch or took a node."""
+
+    beliefs: Beliefs
+    now: datetime
+
+    def paused(self, market: Market) -> bool:
+        return not self.beliefs.open(market, self.now.timestamp())
+
+    def refused_at(self, market: Market) -> datetime | None:
+        """None: never, or a launch was accepted since."""
+        belief = self.beliefs.markets.get(market)
+        if belief is None or belief.backoff_s <= 0:
+            return None
+        return datetime.fromtimestamp(belief.closed_until_s - belief.backoff_s, UTC)
+
+    def opens_at(self, market: Market) -> datetime | None:
+        """When the pause is over; None where there is none."""
+        if not self.paused(market):
+            return None
+        return datetime.fromtimestamp(self.beliefs.markets[market].closed_until_s, UTC)
+
+
+def of(fleet: Fleet, now: datetime) -> Outlook:
+    """The beliefs of the status, and what the fleet shows beyond them."""
+    stored = {p.market: b for p in fleet.places if p.known and (b := belief_of(p.known))}
+    known = Outlook(Beliefs(stored), now)
+    lost = {p.market: n for p in fleet.places if (n := _newly_lost(p, known))}
+    refused = frozenset(p.market for p in fleet.places if _newly_refused(p, known))
+    accepted = frozenset(p.market for p in fleet.places if _accepted(p, known)) - set(lost)
+    standing = {p.market: n for p in fleet.places if (n := _standing(p))}
+    seen = Seen(now.timestamp() // 1, standing, lost, refused, accepted)
+    return Outlook(markets.learn(known.beliefs, seen, PAUSES), now)
+
+
+def belief_of(status: MarketStatus) -> Belief | None:
+    """What the status says; None where the market was never tried."""
+    if status.calm_since is None:
+        return None
+    refused_s = _seconds(status.refused_at)
+    return Belief(
+        calm_since_s=times.parse(status.calm_since).timestamp(),
+        watched_until_s=_seconds(status.watched_until),
+        backoff_s=float(status.backoff_seconds) if refused_s is not None else 0.0,
+        closed_until_s=0.0 if refused_s is None else refused_s + status.backoff_seconds,
+    )
+
+
+def written(outlook: Outlook, market: Market) -> Mapping[str, str | int | None]:
+    """The fields of the market's status that `belief_of` reads."""
+    belief = outlook.beliefs.markets.get(market)
+    if belief is None:
+        return {}
+    refused_at = outlook.refused_at(market)
+    watched_s = belief.watched_until_s
+    return {
+        "calm_since": _text(belief.calm_since_s),
+        "watched_until": None if watched_s is None else _text(watched_s),
+        "backoff_seconds": round(belief.backoff_s),
+        "refused_at": None if refused_at is None else times.to_text(refused_at),
+    }
+
+
+def prices(places: tuple[Place, ...]) -> Mapping[Market, float]:
+    """Micro-USD per hour; all the same while one of them is unknown: then the tier's order decides."""
+    known = {p.market: p.pool.price for p in places}
+    if any(price is None for price in known.values()):
+        return dict.fromkeys(known, 1.0)
+    return {m: float(max(1, p.micro_usd_per_hour)) for m, p in known.items() if p is not None}
+
+
+def risk(outlook: Outlook, wanted: int, cold_start_s: float) -> buying.Risk:
+    terms = buying.Terms(max(1, wanted), cold_start_s, LOOK_EVERY_S)
+    return buying.Risk(outlook.beliefs, terms, outlook.now.timestamp())
+
+
+def newly_leaving(replica: Replica) -> bool:
+    """Just now seen to go: not marked yet, and not on its way out for another reason."""
+    gone = {Standing.LEAVING, Standing.SILENT, Standing.LOST}
+    unmarked = replica.view.doomed_until is None or replica.view.doomed_reason in {
+        None,
+        DoomReason.SCALE_DOWN,
+    }
+    return replica.standing in gone and unmarked and not replica.view.deleting
+
+
+def _newly_lost(place: Place, known: Outlook) -> int:
+    at = known.refused_at(place.market)
+    if at is not None and known.now - at < timedelta(seconds=ONE_EVENT_S):
+        return 0
+    return sum(newly_leaving(r) for r in place.replicas)
+
+
+def _newly_refused(place: Place, known: Outlook) -> bool:
+    at = known.refused_at(place.market)
+    since = [_refused_since(place, r) for r in place.having(Standing.REFUSED)]
+    return any(at is None or moment > at for moment in since)
+
+
+def _refused_since(place: Place, replica: Replica) -> datetime:
+    since = replica.view.unschedulable_since
+    assert since is not None
+    if not replica.volume_elsewhere:
+        since += timedelta(seconds=place.refusal_s)
+    return since
+
+
+def _accepted(place: Place, known: Outlook) -> bool:
+    """A launch after the last refusal found a node: there is capacity again."""
+    at = known.refused_at(place.market)
+    return at is not None and any(
+        r.counts and r.view.node is not None and (r.view.scheduled_at or r.view.created_at) > at
+        for r in place.replicas
+    )
+
+
+def _standing(place: Place) -> int:
+    return sum(r.counts and r.view.node is not None for r in place.replicas)
+
+
+def _seconds(text: str | None) -> float | None:
+    return None if text is None else times.parse(text).timestamp()
+
+
+def _text(seconds: float) -> str:
+    return times.to_text(datetime.fromtimestamp(seconds, UTC))
