@@ -149,7 +149,7 @@ async def test_a_pod_that_comes_back_under_another_address_is_reached_there() ->
             b.kube.put(POD, moved)
             await eventually(lambda: b.routable() == ["demo-0"], 5)
             async with b.http() as http:
-                seen = await asyncio.wait_for(stream(http, CHAT, chat()), 5)
+                seen = await asyncio.wait_for(stream(http, CHAT, chat()), 30)
             assert seen.done == 1
         finally:
             await elsewhere.stop()
@@ -168,7 +168,7 @@ async def test_a_silent_node_that_leaves_before_its_answer_began_is_left_at_once
                 running = asyncio.create_task(http.post(CHAT, json=chat(stream=streamed)))
                 await eventually(lambda: len(first.sim.requests) == 1, 5)
             b.kube.drop(POD, first.pod)
-            response = await asyncio.wait_for(running, 5)
+            response = await asyncio.wait_for(running, 30)
             assert response.status == 200
             await response.read()
         assert len(second.sim.requests) == 1
@@ -337,7 +337,7 @@ async def test_a_large_answer_that_nobody_takes_is_given_up_at_the_deadline(kind
     _, writer = await asyncio.open_connection(*runner.addresses[0][:2], limit=1024)
     try:
         writer.write(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
-        assert isinstance(await asyncio.wait_for(ended, 5), ConnectionResetError)
+        assert isinstance(await asyncio.wait_for(ended, 30), ConnectionResetError)
     finally:
         writer.close()
         await runner.cleanup()

@@ -229,8 +229,8 @@ async def test_a_client_that_leaves_ends_the_engines_work_at_any_moment() -> Non
         while turns:
             async with b.http() as http:
                 asking = asyncio.create_task(http.post(CHAT, json=chat()))
-                await asyncio.wait_for(said.acquire(), 5)
+                await asyncio.wait_for(said.acquire(), 30)
                 asking.cancel()
                 await asyncio.wait([asking])
-            await asyncio.wait_for(gone.acquire(), 5)
+            await asyncio.wait_for(gone.acquire(), 30)
         await eventually(lambda: not b.gateway.server._running, 5)

@@ -109,10 +109,10 @@ async def test_a_client_that_asks_before_it_sends_its_body_is_told_to_go_on() ->
         await b.replica()
         reader, writer = await asyncio.open_connection(*address(b))
         writer.write(head("Expect: 100-continue", "Connection: close", f"Content-Length: {LENGTH}"))
-        interim = await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), 5)
+        interim = await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), 30)
         assert interim == b"HTTP/1.1 100 Continue\r\n\r\n"
         writer.write(body())
-        rest = await asyncio.wait_for(reader.read(), 5)
+        rest = await asyncio.wait_for(reader.read(), 30)
         assert [answer.status for answer in raw_http.parse(rest)] == [200]
         writer.close()
 
@@ -181,7 +181,7 @@ async def test_an_idle_connection_is_closed_after_the_idle_timeout() -> None:
     async with bench(idle_timeout_s=0.2) as b:
         await b.tier("demo")
         await b.replica()
-        raw = await asyncio.wait_for(raw_http.talk(address(b), post()), 5)
+        raw = await asyncio.wait_for(raw_http.talk(address(b), post()), 30)
         assert [answer.status for answer in raw_http.parse(raw)] == [200]
 
 
@@ -189,7 +189,7 @@ async def test_an_idle_connection_is_closed_after_the_idle_timeout() -> None:
 @pytest.mark.parametrize("sent", [b"", b"POST", head("A: b")[:-2]], ids=["none", "line", "head"])
 async def test_a_head_that_does_not_come_is_given_up_at_its_deadline(sent: bytes) -> None:
     async with bench(head_timeout_s=0.2) as b:
-        assert await asyncio.wait_for(raw_http.talk(address(b), sent), 5) == b""
+        assert await asyncio.wait_for(raw_http.talk(address(b), sent), 30) == b""
 
 
 @pytest.mark.fault(59)
@@ -205,7 +205,7 @@ async def test_a_head_that_comes_byte_by_byte_gets_no_more_time_for_it() -> None
 
         dribbling = asyncio.create_task(dribble())
         try:
-            assert await asyncio.wait_for(_until_closed(reader), 5) == b""
+            assert await asyncio.wait_for(_until_closed(reader), 30) == b""
         finally:
             dribbling.cancel()
             writer.transport.abort()
@@ -232,7 +232,7 @@ async def test_a_body_that_dribbles_is_408_at_its_deadline() -> None:
 
         dribbling = asyncio.create_task(dribble())
         try:
-            line = await asyncio.wait_for(reader.readline(), 5)
+            line = await asyncio.wait_for(reader.readline(), 30)
             assert line.startswith(b"HTTP/1.1 408 ")
         finally:
             dribbling.cancel()

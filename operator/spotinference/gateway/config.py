@@ -41,7 +41,7 @@ class GatewaySettings(BaseSettings):
     max_headers: int = 100
     """Of a request, its trailers included; a browser behind two proxies sends 30."""
     max_connections: int = 10_000
-    """14 KiB each while idle; those beyond it are closed at once and cost an accept each."""
+    """3 KiB each while idle (benchmarks/parked_memory.py); those beyond it are closed at once and cost an accept each."""
     max_answers: int = Field(default=1000, ge=1)
     """Running at a time in one process, parked ones not counted; beyond it 503 at once. A
     chunk takes about 20 µs of a core (docs/gateway.md): a thousand streams of 40 tokens a second
