@@ -9,7 +9,8 @@ from spotinference.api import times
 from spotinference.api.kinds import Json
 from spotinference.core.observed import TierRef
 from tests.support.eventually import eventually
-from tests.support.gateway import CHAT, NAMESPACE, bench, chat, stream
+from tests.support.fake_kube import NAMESPACE
+from tests.support.gateway import CHAT, bench, chat, stream
 
 DEMO = TierRef(NAMESPACE, "demo")
 

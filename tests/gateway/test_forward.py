@@ -17,7 +17,8 @@ from spotinference.gateway.app import Running, running
 from spotinference.gateway.forward import door
 from tests.gateway.test_replay import ask, ended, ids
 from tests.support.eventually import eventually
-from tests.support.gateway import KEY, NAMESPACE, Bench, bench, chat
+from tests.support.fake_kube import NAMESPACE
+from tests.support.gateway import KEY, Bench, bench, chat
 
 SELECTOR = "app.kubernetes.io/component=gateway"
 

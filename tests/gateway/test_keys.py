@@ -8,7 +8,8 @@ import pytest
 
 from spotinference.api.keys import ApiKey, KeyFile, digest
 from tests.support.eventually import eventually
-from tests.support.gateway import CHAT, KEY, NAMESPACE, OTHER_KEY, Bench, bench, chat
+from tests.support.fake_kube import NAMESPACE
+from tests.support.gateway import CHAT, KEY, OTHER_KEY, Bench, bench, chat
 
 
 def file_of(**fields: object) -> str:

@@ -20,7 +20,8 @@ from spotinference.gateway.budgets import NAME, Budgets
 from spotinference.gateway.peers import Peers
 from tests.gateway.test_keys import rekey
 from tests.support.eventually import eventually
-from tests.support.gateway import CHAT, NAMESPACE, Bench, bench, chat
+from tests.support.fake_kube import NAMESPACE
+from tests.support.gateway import CHAT, Bench, bench, chat
 
 
 @contextlib.asynccontextmanager

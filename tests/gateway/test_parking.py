@@ -16,11 +16,11 @@ from spotinference.devcluster.simengine.faults import Fault
 from spotinference.gateway.app import running
 from spotinference.gateway.config import GatewaySettings
 from tests.support.eventually import eventually
+from tests.support.fake_kube import NAMESPACE
 from tests.support.gateway import (
     CHAT,
     COMPLETION,
     KEY,
-    NAMESPACE,
     OTHER_KEY,
     OTHER_NAMESPACE,
     Bench,

@@ -11,10 +11,10 @@ from spotinference.core.observed import TierRef
 from spotinference.devcluster.simengine.faults import Fault
 from spotinference.gateway.replicas import Replica
 from tests.support.eventually import eventually
+from tests.support.fake_kube import NAMESPACE
 from tests.support.gateway import (
     CHAT,
     COMPLETION,
-    NAMESPACE,
     Bench,
     bench,
     chat,

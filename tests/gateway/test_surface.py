@@ -14,11 +14,11 @@ from yarl import URL
 from spotinference.api.kinds import TIER
 from spotinference.gateway import errors
 from tests.support.eventually import eventually
+from tests.support.fake_kube import NAMESPACE
 from tests.support.gateway import (
     CHAT,
     COMPLETION,
     KEY,
-    NAMESPACE,
     OTHER_KEY,
     OTHER_NAMESPACE,
     Bench,

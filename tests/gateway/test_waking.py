@@ -11,7 +11,8 @@ from spotinference.api import demand as demand_api
 from spotinference.api.kinds import LEASE, POD, TIER
 from spotinference.devcluster.simengine.faults import Fault
 from tests.support.eventually import eventually
-from tests.support.gateway import CHAT, NAMESPACE, Bench, bench, chat, stream
+from tests.support.fake_kube import NAMESPACE
+from tests.support.gateway import CHAT, Bench, bench, chat, stream
 from tests.support.stalls import stalls
 
 

@@ -40,7 +40,7 @@ from spotinference.gateway.listener import Listener
 from spotinference.gateway.metrics import Metrics
 from spotinference.gateway.parking import Parking
 from spotinference.gateway.peers import Peers
-from spotinference.gateway.replay import Replays
+from spotinference.gateway.replays import Replays
 from spotinference.gateway.replicas import Replicas
 from spotinference.gateway.server import Server
 from spotinference.gateway.usage import Usage

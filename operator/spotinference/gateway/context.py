@@ -12,7 +12,7 @@ from spotinference.gateway.forward import Forward
 from spotinference.gateway.limits import Limits
 from spotinference.gateway.metrics import Metrics
 from spotinference.gateway.parking import Parking
-from spotinference.gateway.replay import Replays
+from spotinference.gateway.replays import Replays
 from spotinference.gateway.replicas import Replicas
 from spotinference.gateway.usage import Usage
 from spotinference.gateway.vitals import Vitals
