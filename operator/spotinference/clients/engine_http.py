@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import AsyncIterator, Callable
-from typing import cast
+from typing import NoReturn, cast
 from urllib.parse import urlsplit
 
 import httptools
@@ -156,7 +156,7 @@ class Answer(asyncio.Protocol):
                 stopped = self._sink is None
                 self._sink = None
             if self._sink_error is not None:
-                raise self._sink_error
+                self._raise_sink_error()
             if stopped:
                 return False
 
@@ -196,7 +196,17 @@ class Answer(asyncio.Protocol):
             finally:
                 self._waiter = None
         if self._failure is not None and not (self._body or self._complete or self._sink_error):
-            raise self._failure
+            # A copy: the one that is kept would hold the frames it passes, and they hold us.
+            raise type(self._failure)(*self._failure.args)
+
+    def _raise_sink_error(self) -> NoReturn:
+        """Once, and without a trace of it: its frames hold the sink, and so us."""
+        error, self._sink_error = self._sink_error, None
+        assert error is not None
+        try:
+            raise error
+        finally:
+            del error
 
     def _wake(self) -> None:
         if self._waiter is not None and not self._waiter.done():
@@ -275,6 +285,7 @@ class Answer(asyncio.Protocol):
         if self._timer is not None:
             self._timer.cancel()
         self._pool.lost(self)
+        del self._parser  # it holds us, and we hold it
         what = type(exc).__name__ if exc is not None else "closed by the engine"
         self._fail(Broken(f"connection lost: {what}"))
 

@@ -109,6 +109,7 @@ class Connection(RequestHandler):
                 self.log_exception(exc_info=error)
             self.force_close()
         finally:
+            self._task_handler = None  # else a cycle: connection, task, frames of its exception
             self._request_in_progress = False
             if self._handler_waiter is not None and not self._handler_waiter.done():
                 self._handler_waiter.set_result(None)

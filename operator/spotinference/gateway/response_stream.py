@@ -59,6 +59,7 @@ class ResponseStream(Exchange):
 
     def _settle_account(self) -> None:
         super()._settle_account()
+        self._reply.as_event = GatewayError.event  # else a cycle with the reply
         if self._answer.usage is not None:
             self.account.use(self._answer.usage)
 

@@ -103,6 +103,7 @@ class Server:
             return response
         finally:
             self._running.discard(task)
+            del task  # else a cancelled one is a cycle: its exception's frames would hold it
 
     async def handle_operational(self, http: Request) -> web.StreamResponse:
         """Health and metrics, on a port of their own."""
