@@ -343,6 +343,26 @@ async def test_a_large_answer_that_nobody_takes_is_given_up_at_the_deadline(kind
         await runner.cleanup()
 
 
+async def test_an_empty_write_does_not_end_a_stream() -> None:
+    async def handle(http: Request) -> web.StreamResponse:
+        reply = Reply(http, GatewaySettings(), "id")
+        for data in (b"", b"a", b"", b"b"):
+            await reply.write(data)
+        return await reply.finish()
+
+    runner = web.ServerRunner(Listener(handle, GatewaySettings()))
+    await runner.setup()
+    await web.TCPSite(runner, "127.0.0.1", 0).start()
+    reader, writer = await asyncio.open_connection(*runner.addresses[0][:2])
+    try:
+        writer.write(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+        raw = await asyncio.wait_for(reader.readuntil(b"0\r\n\r\n"), 5)
+        assert raw.endswith(b"\r\n\r\n1\r\na\r\n1\r\nb\r\n0\r\n\r\n")
+    finally:
+        writer.close()
+        await runner.cleanup()
+
+
 async def test_a_mistake_in_writing_demand_is_retried_with_a_pause(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -160,6 +160,8 @@ class Connection(RequestHandler):
             response, gone = await self.finish_response(request, response, None)
             if gone:
                 return False
+        if self.transport is None or self.transport.is_closing():
+            return False  # the answer was cut
         self._keepalive = bool(response.keep_alive)
         # A rest is read also where the connection ends: a reset would overtake the answer.
         return (content.is_eof() or await self._rest(content)) and self._keepalive
@@ -184,7 +186,7 @@ class Connection(RequestHandler):
         message: str | None = None,  # noqa: ARG002 - quotes the client's bytes
     ) -> web.StreamResponse:
         """Answers what the parser refused; aiohttp's own would log and send the bytes of it."""
-        if request.writer.output_size > 0:
+        if getattr(request, "answered", False) or request.writer.output_size > 0:
             raise ConnectionError("a second answer would be read as part of the first")
         kind = type(exc).__name__
         if status < 500:

@@ -23,10 +23,12 @@ class Request(web.BaseRequest):
     """
 
     ATTRS = web.BaseRequest.ATTRS | frozenset(
-        ("_made", "answer_headers", "key", "request_id", "tier_name")
+        ("_made", "answer_headers", "answered", "key", "request_id", "tier_name")
     )
     _made: StreamWriter | None = None
     request_id: str = ""
+    answered: bool = False
+    """bytes of an answer went out past aiohttp's writer"""
     key: ApiKey | None = None
     """once it is authenticated"""
     tier_name: str = OTHER

@@ -11,13 +11,13 @@ from http import HTTPStatus
 
 import aiohttp
 from aiohttp import HttpVersion11, web
-from aiohttp.abc import AbstractStreamWriter
 from aiohttp.helpers import rfc822_formatted_time
 
 from spotinference.gateway.config import GatewaySettings
 from spotinference.gateway.errors import GatewayError
 from spotinference.gateway.messages import SENT, Request, Sent
 
+LAST_CHUNK = b"0\r\n\r\n"
 FLUSH_TIMEOUT_S = 1.0
 """The last event before an abort gets this long to leave."""
 LOW_WATER_BYTES = 16 * 1024
@@ -32,7 +32,6 @@ class Reply:
         "_http",
         "_response",
         "_settings",
-        "_writer",
         "aborted",
         "as_event",
         "headers",
@@ -44,7 +43,6 @@ class Reply:
         self._settings = settings
         self.request_id = request_id
         self._response: web.StreamResponse | None = None
-        self._writer: AbstractStreamWriter | None = None
         self._chunked = False
         self._alive: asyncio.Task[None] | None = None
         self.aborted = False
@@ -59,28 +57,42 @@ class Reply:
         return self._response is not None
 
     async def begin(self, headers: dict[str, str] | None = None) -> None:
-        response = web.StreamResponse(
-            headers={
-                "Content-Type": "text/event-stream; charset=utf-8",
-                "Cache-Control": "no-cache, no-transform",
-                "X-Accel-Buffering": "no",
-                "x-request-id": self.request_id,
-                **self.headers,
-                **(headers or {}),
-            }
-        )
+        """Status and headers go out: past aiohttp where the connection is one that stays."""
+        http = self._http
+        all_headers = {
+            "Content-Type": "text/event-stream; charset=utf-8",
+            "Cache-Control": "no-cache, no-transform",
+            "X-Accel-Buffering": "no",
+            "x-request-id": self.request_id,
+            **self.headers,
+            **(headers or {}),
+        }
+        if http.keep_alive and http.version == HttpVersion11:
+            self._response, self._chunked = SENT, True
+            self._open_transport().write(
+                _head(200, all_headers | {"Transfer-Encoding": "chunked"}).encode("latin-1")
+            )
+            http.answered = True
+            return
+        response = web.StreamResponse(headers=all_headers)
         self._response = response
-        self._writer = await response.prepare(self._http)
+        await response.prepare(http)
         self._chunked = response.headers.get("Transfer-Encoding") == "chunked"  # not in HTTP/1.0
+
+    def _open_transport(self) -> asyncio.Transport:
+        transport = self._http.transport
+        if transport is None or transport.is_closing():
+            raise ConnectionResetError("the client is gone")
+        return transport
 
     def push(self, data: bytes) -> bool:
         """`write` without waiting, after a first `write`; False: `drain` before the next.
 
         Not through aiohttp's `write`, which costs more than all else on the way of a token.
         """
-        transport = self._http.transport
-        if transport is None or transport.is_closing():
-            raise ConnectionResetError("the client is gone")
+        transport = self._open_transport()
+        if not data:  # as a chunk it would be the last one
+            return True
         if self._chunked:
             data = b"%x\r\n%b\r\n" % (len(data), data)
         transport.write(data)
@@ -88,8 +100,8 @@ class Reply:
 
     async def drain(self) -> None:
         """Waits while the client takes nothing, with a limit."""
-        assert self._writer is not None
-        await self._in_time(self._writer.drain())
+        if self._http.protocol.writing_paused:
+            await self._in_time(self._http.protocol._drain_helper())  # noqa: SLF001 - as aiohttp's writer does
 
     def keep_alive(self, first_s: float, every_s: float) -> None:
         """From `first_s` on, spaces go out before an answer that is sent whole: JSON may begin with
@@ -122,6 +134,10 @@ class Reply:
             await self.begin()
         response = self._response
         assert response is not None
+        if response is SENT:
+            if not self.push(data):
+                await self.drain()
+            return
         transport = self._http.transport
         if transport is None or transport.get_write_buffer_size() + len(data) <= LOW_WATER_BYTES:
             with _client_gone():
@@ -131,7 +147,11 @@ class Reply:
 
     async def finish(self) -> web.StreamResponse:
         assert self._response is not None
-        await self._in_time(self._response.write_eof())
+        if self._response is SENT:
+            self._open_transport().write(LAST_CHUNK)
+            await self.drain()
+        else:
+            await self._in_time(self._response.write_eof())
         return self._response
 
     async def send(self, body: bytes) -> web.StreamResponse:
@@ -180,7 +200,10 @@ class Reply:
         try:
             if transport is not None:
                 async with asyncio.timeout(FLUSH_TIMEOUT_S):
-                    await self._response.write(self.as_event(error))
+                    if self._response is SENT:
+                        self.push(self.as_event(error))
+                    else:
+                        await self._response.write(self.as_event(error))
                     await asyncio.sleep(0)
                     while transport.get_write_buffer_size():  # noqa: ASYNC110 - a transport has no event
                         await asyncio.sleep(0.005)
@@ -220,9 +243,7 @@ def _client_gone() -> Iterator[None]:
         raise ConnectionResetError("the client is gone") from error
 
 
-def at_once(
-    http: web.BaseRequest, status: int, headers: dict[str, str], body: bytes
-) -> Sent | None:
+def at_once(http: Request, status: int, headers: dict[str, str], body: bytes) -> Sent | None:
     """Writes a small whole answer without waiting; None where aiohttp has to do it.
 
     What the socket takes without a pause needs no deadline.
@@ -239,19 +260,21 @@ def at_once(
     ):
         return None
     transport.write(_message(status, headers, body))
+    http.answered = True
     return SENT
 
 
 def _message(status: int, headers: dict[str, str], body: bytes) -> bytes:
-    """An answer in one piece. A line break in a value would be a second answer: refused."""
+    """An answer in one piece."""
+    return _head(status, headers | {"Content-Length": str(len(body))}).encode("latin-1") + body
+
+
+def _head(status: int, headers: dict[str, str]) -> str:
+    """Up to the body. A line break in a value would be a second answer: refused."""
     lines = "".join([f"{name}: {value}\r\n" for name, value in headers.items()])
     if lines.count("\n") != len(headers) or lines.count("\r") != len(headers):
         raise ValueError("a line break in a header")
-    head = (
-        f"{_STATUS_LINES[status]}{lines}Date: {rfc822_formatted_time()}\r\n"
-        f"Content-Length: {len(body)}\r\n\r\n"
-    )
-    return head.encode("latin-1") + body
+    return f"{_STATUS_LINES[status]}{lines}Date: {rfc822_formatted_time()}\r\n\r\n"
 
 
 _STATUS_LINES = {
