@@ -15,7 +15,7 @@ import math
 from dataclasses import dataclass, field, replace
 
 from spotinference.core import capacity, forecast, idle
-from spotinference.core.capacity import Capacity
+from spotinference.core.capacity import Capacity, Seen
 from spotinference.core.forecast import MINUTE_S, Forecaster, Outlook, Switches
 from spotinference.core.idle import IdleTimes
 
@@ -40,6 +40,8 @@ class Reading:
     """output tokens finished"""
     busy_s: float
     """replica-seconds of work: each replica's time, by how full it was"""
+    up_s: float
+    """replica-seconds for which replicas were ready"""
     waiting: float
     """requests that wait at an engine or are parked at a gateway"""
     running: float
@@ -98,7 +100,8 @@ def learn(memory: Memory, reading: Reading, rules: Rules) -> Memory:
     memory = replace(
         _idled(memory, reading),
         capacity=capacity.observe(
-            memory.capacity, reading.busy_s, reading.finished, reading.tokens
+            memory.capacity,
+            Seen(reading.busy_s, reading.up_s, reading.finished, reading.tokens),
         ),
         minute_arrived=arrived,
     )

@@ -21,6 +21,7 @@ class Ours:
             finished=signals.served,
             tokens=signals.served_tokens,
             busy_s=signals.running_s / signals.concurrency,
+            up_s=signals.up_s,
             waiting=signals.waiting,
             running=signals.running,
             ready=signals.ready,

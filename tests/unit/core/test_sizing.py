@@ -23,6 +23,7 @@ def reading(at_s: float, rate: float = 2.0, **fields: object) -> Reading:
         finished=rate * 10,
         tokens=rate * 1000,
         busy_s=rate * 10 / 2,
+        up_s=20,
         waiting=0,
         running=rate,
         ready=2,
@@ -56,17 +57,27 @@ def test_capacity_is_what_full_replicas_served() -> None:
 def test_longer_answers_lower_the_capacity_before_the_request_rate_knows() -> None:
     state = capacity.Capacity()
     for _ in range(400):
-        state = capacity.observe(state, 10, 20, 2000)
-    for _ in range(60):
-        state = capacity.observe(state, 10, 10, 2000)  # twice the tokens per request
-    by_requests = state.requests / state.busy_s
-    assert state.requests_per_s < by_requests
-    assert state.requests_per_s == pytest.approx(1.3, abs=0.2)
+        state = capacity.observe(state, capacity.Seen(10, 20, 20, 2000))
+    for _ in range(200):
+        state = capacity.observe(state, capacity.Seen(10, 20, 10, 2000))  # twice the tokens
+    assert state.requests_per_s == pytest.approx(1.0, abs=0.2)
+    assert state.by_requests.rate > 1.3
 
 
 def test_an_idle_replica_teaches_no_capacity() -> None:
-    state = capacity.observe(capacity.Capacity(), 100, 200, 0)
-    assert capacity.observe(state, 0.0, 0.0, 0.0) == state
+    state = capacity.observe(capacity.Capacity(), capacity.Seen(100, 100, 200, 0))
+    assert capacity.observe(state, capacity.Seen(0.0, 100, 0.0, 0.0)) == state
+
+
+def test_the_rate_of_a_full_replica_is_seen_from_half_full_ones() -> None:
+    state = capacity.Capacity()
+    for step in range(2000):
+        u = 0.3 + 0.3 * (step % 100) / 100  # never above 60 % full
+        tokens_per_s = u / (0.002 + 0.003 * u)
+        state = capacity.observe(
+            state, capacity.Seen(10 * u, 10, tokens_per_s / 10, 10 * tokens_per_s)
+        )
+    assert state.tokens_per_s == pytest.approx(1 / 0.005, rel=0.25)
 
 
 def test_replicas_that_still_start_count() -> None:
