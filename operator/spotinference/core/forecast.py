@@ -1,7 +1,8 @@
 """How much will arrive one cold start from now: forecasts that are believed as far as they earned.
 
-Four experts look ahead from the same minutes of arrivals: the load of the last half minute, of the
-last two minutes, that plus its trend, and that plus what this time of day did on the days before.
+Four experts look ahead from the same minutes of arrivals: the load of the last minutes; the recent
+peak, for a load of bursts; the load plus its trend; the load plus what this time of day did on the
+days before.
 Each has a margin, learned online so that what came exceeded forecast x margin in only
 `MISSED_SHARE` of the minutes (adaptive conformal inference, Gibbs and Candes 2021, with a bound);
 and a decayed loss: the pinball loss of forecast x margin, the price of too few replicas against
@@ -23,9 +24,9 @@ SLOTS = 96
 SLOT_S = DAY_S / SLOTS
 PATTERN_WEIGHT = 0.4
 """Of the newest day in the pattern: three days hold four fifths of it."""
-SMOOTHING_S = (30.0, 120.0, 600.0)
-"""Time constants of the smoothed rates: fast, usual, slow (the trend is usual against slow)."""
-MISSED_SHARE = 0.02
+SMOOTHING_S = (30.0, 60.0, 600.0)
+"""Time constants of the smoothed rates: what arrives now, the load, and slowly (for the trend)."""
+MISSED_SHARE = 0.03
 """Share of minutes in which more may arrive than was planned for."""
 MARGIN_STEP = 0.01
 """How far one missed minute widens a margin; a kept one narrows it by this x MISSED_SHARE."""
@@ -39,8 +40,16 @@ MEMORY_S = 2 * DAY_S
 EARLY_S = 300.0
 """A slot of the daily pattern is looked at this much earlier: jobs do not start on the second."""
 
-FAST, USUAL, TREND, DAILY = range(4)
-NAMES = ("the last half minute", "the last minutes", "the trend", "the daily pattern")
+PEAK_S = 1800.0
+"""Time constant with which the recent peak is forgotten."""
+MARGIN_LEAST = 0.8
+"""A peak need not be expected in full."""
+
+USUAL, PEAK, TREND, DAILY = range(4)
+NAMES = ("the last minutes", "the recent peak", "the trend", "the daily pattern")
+
+
+Levels = tuple[float, float, float, float]
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +74,8 @@ class Made:
 class Forecaster:
     """All that is remembered. `levels` None: no minute seen yet."""
 
-    levels: tuple[float, ...] | None = None
+    levels: Levels | None = None
+    """requests/s: of now, usual, slow, and the recent peak"""
     pattern: tuple[float | None, ...] = (None,) * SLOTS
     """mean requests/s of each slot of the day, newest days first in weight"""
     slot: int = -1
@@ -80,7 +90,7 @@ class Forecaster:
 class Switches:
     """What an ablation turns off."""
 
-    experts: tuple[int, ...] = field(default=(FAST, USUAL, TREND, DAILY))
+    experts: tuple[int, ...] = field(default=(USUAL, PEAK, TREND, DAILY))
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,18 +128,19 @@ def outlook(
     judged = [e for e in switches.experts if state.skills[e].loss is not None]
     best = min(judged, key=lambda e: state.skills[e].loss or 0.0, default=USUAL)
     value = values[best]
-    usual = state.levels[USUAL]
+    usual = state.levels[1]
     margin = state.skills[best].margin
-    return Outlook(state.levels[FAST], max(usual if value is None else value, usual) * margin, best)
+    return Outlook(state.levels[0], max((usual if value is None else value) * margin, usual), best)
 
 
-def _smoothed(levels: tuple[float, ...] | None, rate: float) -> tuple[float, ...]:
+def _smoothed(levels: Levels | None, rate: float) -> Levels:
     if levels is None:
-        return (rate,) * len(SMOOTHING_S)
-    return tuple(
+        return rate, rate, rate, rate
+    fast, usual, slow = (
         level + (rate - level) * (1 - math.exp(-MINUTE_S / constant))
-        for level, constant in zip(levels, SMOOTHING_S, strict=True)
+        for level, constant in zip(levels, SMOOTHING_S, strict=False)
     )
+    return fast, usual, slow, max(usual, levels[3] * math.exp(-MINUTE_S / PEAK_S))
 
 
 def _slotted(state: Forecaster, at_s: float, rate: float) -> Forecaster:
@@ -149,9 +160,9 @@ def _slotted(state: Forecaster, at_s: float, rate: float) -> Forecaster:
 
 def _values(state: Forecaster, at_s: float, ahead_s: float) -> tuple[float | None, ...]:
     assert state.levels is not None
-    fast, usual, slow = state.levels
+    _, usual, slow, peak = state.levels
     slope = (usual - slow) / (SMOOTHING_S[2] - SMOOTHING_S[1])
-    return (fast, usual, max(0.0, usual + slope * ahead_s), _daily(state, at_s, ahead_s))
+    return (usual, peak, max(0.0, usual + slope * ahead_s), _daily(state, at_s, ahead_s))
 
 
 def _daily(state: Forecaster, at_s: float, ahead_s: float) -> float | None:
@@ -168,7 +179,7 @@ def _daily(state: Forecaster, at_s: float, ahead_s: float) -> float | None:
     known = [value for value in there if value is not None]
     if here is None or len(known) < len(there):
         return None
-    return max(0.0, state.levels[USUAL] + max(known) - here)
+    return max(0.0, state.levels[1] + max(known) - here)
 
 
 def _judged(skills: tuple[Skill, ...], made: Made, rate: float) -> tuple[Skill, ...]:
@@ -187,5 +198,7 @@ def _judged(skills: tuple[Skill, ...], made: Made, rate: float) -> tuple[Skill, 
             before = loss if worst is None else worst  # a newcomer begins as the worst
         missed = rate > value * skill.margin
         margin = skill.margin + MARGIN_STEP * ((1.0 if missed else 0.0) - MISSED_SHARE)
-        result.append(Skill(min(MARGIN_MOST, max(1.0, margin)), before + weight * (loss - before)))
+        result.append(
+            Skill(min(MARGIN_MOST, max(MARGIN_LEAST, margin)), before + weight * (loss - before))
+        )
     return tuple(result)

@@ -288,15 +288,19 @@ def _below(first: float, last: float) -> float:
 
 
 def score(line: Timeline, setup: Setup) -> Outcome:
-    """The figures of the share [first, last] of the workload."""
-    # The timeline ends at `last`; `first` counts from the workload's whole length.
-    start = min(len(line.paid), round(setup.first * len(line.paid) / setup.last))
+    """The figures of the share [first, last] of the workload, whose replay ended at `last`."""
+    return figures(line, setup.first / setup.last)
+
+
+def figures(line: Timeline, first: float = 0.0, last: float = 1.0) -> Outcome:
+    """Of the share [first, last] of a timeline."""
+    start, end = round(first * len(line.paid)), round(last * len(line.paid))
     tick = line.tick_s
-    hours = (len(line.paid) - start) * tick / 3600
-    requests, late = sum(line.requests[start:]), sum(line.late[start:])
-    actions = [a for a in line.actions if a.at_s >= start * tick]
+    hours = (end - start) * tick / 3600
+    requests, late = sum(line.requests[start:end]), sum(line.late[start:end])
+    actions = [a for a in line.actions if start * tick <= a.at_s < end * tick]
     return Outcome(
-        replica_hours=sum(line.paid[start:]) * tick / 3600,
+        replica_hours=sum(line.paid[start:end]) * tick / 3600,
         late_fraction=late / requests if requests else 0.0,
         requests=requests,
         late=late,
