@@ -55,12 +55,13 @@ def plot(lines: dict[str, Timeline], path: Path, title: str) -> None:
                 zorder=3 if bold else 2,
             )  # fmt: skip
     middle.set_ylabel("replicas paid for")
-    middle.legend(loc="upper right", ncols=5, frameon=False, fontsize=9)
+    middle.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=5, frameon=False, fontsize=9)
     bottom.set_ylabel("late requests\nper minute")
     bottom.set_xlabel("day")
     bottom.set_xlim(*DAYS)
     shown = [r / PER_REPLICA for d, r in zip(days, rate, strict=True) if DAYS[0] <= d <= DAYS[1]]
     middle.set_ylim(0, 2.2 * max(shown))
+    top.set_ylim(0, 1.15 * PER_REPLICA * max(shown))
     for axes in (top, middle, bottom):
         axes.spines[["top", "right"]].set_visible(False)
         axes.grid(axis="y", color="#eeeeee", linewidth=0.8)
