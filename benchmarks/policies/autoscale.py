@@ -209,20 +209,28 @@ def _columns(arrivals: Arrivals) -> tuple[list[float], list[float], list[float]]
     return arrivals.requests, arrivals.prompt_tokens, arrivals.output_tokens
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
-    parser.add_argument("--traces", type=Path, default=Path("../shared/traces/workload"))
-    parser.add_argument("--out", type=Path, default=Path("build/policies"))
-    parser.add_argument("--quick", action="store_true", help="two workloads instead of eleven")
-    parser.add_argument("--json", action="store_true", dest="as_json")
-    options = parser.parse_args()
-    if not options.traces.is_dir():
-        print(f"no folder {options.traces}: name the workload traces with --traces; skipped")
-        return 0
-    files = {p.stem: p for p in workloads.convert(options.traces, options.out / "workloads", 10)}
-    names = [f"servegen-{c}" for c in (QUICK if options.quick else CLIENTS)]
-    if not options.quick:
-        names += ["azure", "mooncake"]
+@dataclass(frozen=True, slots=True)
+class Section:
+    """Several reports that are printed as one."""
+
+    reports: list[Report]
+    plots: list[Path]
+
+    def print(self, *, as_json: bool) -> int:
+        code = max(report.print(as_json=as_json) for report in self.reports)
+        for path in self.plots:
+            print(f"plot: {path}", file=sys.stderr)
+        return code
+
+
+def measure(traces: Path, out: Path, *, quick: bool = False) -> Section | None:
+    """`traces`: the folder with workload/. None, with a sentence, where that is absent."""
+    if not (traces / "workload").is_dir():
+        print(f"no folder {traces / 'workload'}: autoscaling is not measured (--traces names it)")
+        return None
+    files = {p.stem: p for p in workloads.convert(traces / "workload", out / "workloads", 10)}
+    names = [f"servegen-{c}" for c in (QUICK if quick else CLIENTS)]
+    names += [] if quick else ["azure", "mooncake"]
     loads = {
         name.removeprefix("servegen-"): autoscale_workload.spread(
             autoscale_workload.load(files[name]), simulator.TICK_S
@@ -233,11 +241,22 @@ def main() -> int:
     report, shown = compare(loads)
     clients = [p for name, p in files.items() if name.startswith("servegen-") and "all" not in name]
     reports = [report, ablations(loads), sleep(clients), decision_time(next(iter(loads.values())))]
-    code = max(r.print(as_json=options.as_json) for r in reports)
-    if SHOWN in loads:
-        plot(shown, options.out / "autoscale.png", f"ServeGen client {SHOWN}")
-        print(f"plot: {options.out / 'autoscale.png'}", file=sys.stderr)
-    return code
+    plots = []
+    if shown:
+        plots.append(out / "autoscale.png")
+        plot(shown, plots[0], f"ServeGen client {SHOWN}")
+    return Section(reports, plots)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
+    parser.add_argument("--traces", type=Path, default=Path("../shared/traces"))
+    parser.add_argument("--out", type=Path, default=Path("build/policies"), help="for the plots")
+    parser.add_argument("--quick", action="store_true", help="two workloads instead of eleven")
+    parser.add_argument("--json", action="store_true", dest="as_json")
+    options = parser.parse_args()
+    section = measure(options.traces, options.out, quick=options.quick)
+    return 0 if section is None else section.print(as_json=options.as_json)
 
 
 if __name__ == "__main__":
