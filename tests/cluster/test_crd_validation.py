@@ -19,6 +19,7 @@ APPLY = ("apply", "-f", "-", "--dry-run=server")
 APPLY_SERVER_SIDE = (*APPLY, "--server-side", "--field-manager=test")
 
 
+@pytest.mark.fault(56)
 @pytest.mark.parametrize("command", [APPLY, APPLY_SERVER_SIDE], ids=["apply", "server-side"])
 @pytest.mark.parametrize("wrong", WRONG_TIERS, ids=lambda wrong: wrong.title)
 async def test_a_wrong_tier_is_refused(

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
 
+import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -191,6 +192,7 @@ def test_a_request_held_for_a_sleeping_tier_starts_a_replica_in_that_very_plan(
     play(world(), story, check)
 
 
+@pytest.mark.fault(51)
 @thorough
 @given(story=acts)
 def test_missing_metrics_never_put_a_tier_to_sleep(story: list[Act]) -> None:
@@ -204,6 +206,7 @@ def test_missing_metrics_never_put_a_tier_to_sleep(story: list[Act]) -> None:
     play(world(), story, check)
 
 
+@pytest.mark.fault(53)
 @thorough
 @given(
     high=st.integers(0, 40),

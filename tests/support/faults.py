@@ -89,6 +89,30 @@ ROWS: Mapping[int, Row] = {
         "The model loads for a long time.",
         "Held streams get comments and empty chunks, and one unbroken answer in the end.",
     ),
+    50: Row(
+        "An engine's metrics hang, end, never end, or are another page.",
+        "Given up after 2 s or 1 MiB; that replica is unknown, the others still count, and none "
+        "of a thousand waits for it.",
+    ),
+    51: Row(
+        "NaN, -1, infinity, a missing or renamed series, rubbish.",
+        "No sample, with a counted reason; unknown is not zero: a tier is never made smaller or "
+        "put to sleep for it.",
+    ),
+    52: Row(
+        "Every replica of a tier is unknown.",
+        "The number stays, and MetricsAvailable says why.",
+    ),
+    53: Row("Load as a square wave of the worst period.", "A bounded number of changes per hour."),
+    54: Row(
+        "The operator restarts while it waits before scaling down.",
+        "It goes on from the status: nothing earlier, and what was learned is known.",
+    ),
+    55: Row("A counter goes back, because an engine restarted.", "No rate is negative."),
+    56: Row(
+        "minReplicas above maxReplicas, a target of 0, numbers beyond all bounds.",
+        "Refused by `kubectl apply`, and by us, with a sentence.",
+    ),
     57: Row(
         "Messages that two parsers could read differently.",
         "400 and close, nothing forwarded.",

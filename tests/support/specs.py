@@ -77,6 +77,8 @@ WRONG_TIERS: tuple[Wrong, ...] = (
     Wrong("unknown nested field", {"spec.scaling.maxReplica": 3}, "maxReplica", ""),
     Wrong("text for a number", {"spec.scaling.maxReplicas": "3"}, "spec.scaling.maxReplicas", ""),
     Wrong("negative minimum", {"spec.scaling.minReplicas": -1}, "spec.scaling.minReplicas", ""),
+    Wrong("zero target", {"spec.scaling.targetWaiting": 0}, "spec.scaling.targetWaiting", ""),
+    Wrong("huge maximum", {"spec.scaling.maxReplicas": 10**18}, "spec.scaling.maxReplicas", ""),
     Wrong("zero maximum", {"spec.scaling.maxReplicas": 0}, "spec.scaling.maxReplicas", ""),
     Wrong("unknown access mode", {"spec.cache.accessMode": "RWX"}, "spec.cache.accessMode", ""),
     Wrong(

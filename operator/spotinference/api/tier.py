@@ -432,6 +432,28 @@ class ScalingStatus(ApiModel):
     step_added: int = Field(default=0, description="Replicas added in that period.")
 
 
+class LearnedStatus(ApiModel):
+    """What was learned of the tier's load; kept here so that a restarted operator knows it."""
+
+    at: Time = Field(description="When it was last written.")
+    requests_per_replica_milli: int = Field(
+        default=0, description="Thousandths of a request per second that a full replica serves."
+    )
+    tokens_per_replica_milli: int = Field(default=0, description="The same for output tokens.")
+    day_milli: list[int] = Field(
+        default=[],
+        max_length=96,
+        description="Thousandths of a request per second in each quarter of an hour of the day "
+        "(UTC); -1 where nothing is known.",
+    )
+    margins_percent: list[int] = Field(
+        default=[], max_length=8, description="Margin of each forecast, in percent."
+    )
+    losses_milli: list[int] = Field(
+        default=[], max_length=8, description="Past loss of each forecast; -1: never judged."
+    )
+
+
 class DecisionStatus(ApiModel):
     """The last decision that changed the number of replicas."""
 
@@ -496,6 +518,9 @@ class TierStatus(ApiModel):
     )
     scaling: ScalingStatus = Field(
         default_factory=ScalingStatus, description="Hysteresis of the autoscaler."
+    )
+    learned: LearnedStatus | None = Field(
+        default=None, description="What was learned of the tier's load; written seldom."
     )
     last_decision: DecisionStatus | None = Field(
         default=None, description="The last decision that changed the number of replicas."

@@ -1,6 +1,6 @@
 """An engine's /metrics page: what we read of it, and what we refuse to believe.
 
-A scrape either yields four sane numbers or raises `ScrapeFailed` with a reason that is counted.
+A scrape either yields sane numbers or raises `ScrapeFailed` with a reason that is counted.
 Missing, negative and not-a-number are failures, never zero: a tier is not put to sleep because an
 engine could not be read.
 """
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import aiohttp
@@ -20,15 +21,31 @@ SCRAPE_DEADLINE_S = 2.0
 MAX_PAGE_BYTES = 1 << 20
 MAX_GAUGE = 1_000_000
 """More running or waiting requests than this in one engine is nonsense."""
+MAX_KV_USE = 1.01
+"""It is a share: 1, and a rounding error."""
 CONNECT_ATTEMPTS = 2
 RETRY_WAIT_S = 0.1
 
-RUNNING = "vllm:num_requests_running"
-WAITING = "vllm:num_requests_waiting"
-FINISHED = "vllm:request_success_total"
-REJECTED = "vllm:admission_rejections_total"
+RUNNING, WAITING = "running", "waiting"
+FINISHED, REJECTED, PREEMPTED = "finished", "rejected", "preempted"
+TOKENS, KV_USE = "tokens", "kv_use"
+
+ALIASES: Mapping[str, tuple[str, ...]] = {
+    RUNNING: ("vllm:num_requests_running",),
+    WAITING: ("vllm:num_requests_waiting",),
+    FINISHED: ("vllm:request_success_total", "vllm:request_success"),
+    REJECTED: ("vllm:admission_rejections_total", "vllm:admission_rejections"),
+    PREEMPTED: ("vllm:num_preemptions_total", "vllm:num_preemptions"),
+    TOKENS: ("vllm:generation_tokens_total", "vllm:generation_tokens"),
+    KV_USE: ("vllm:kv_cache_usage_perc", "vllm:gpu_cache_usage_perc"),
+}
+"""What we read: its names, the newest first. A page that has several counts by the first only.
+
+Releases before 0.11 call the cache's use `gpu_cache_usage_perc`; counters lose `_total` where a
+collector passes OpenMetrics on.
+"""
 _REQUIRED = (RUNNING, WAITING)
-_WANTED = (RUNNING, WAITING, FINISHED, REJECTED)
+_WANTED = frozenset(name for names in ALIASES.values() for name in names)
 
 
 class ScrapeFailed(errors.Retryable):
@@ -45,27 +62,43 @@ class EngineLoad:
     waiting: int
     finished_total: float
     rejected_total: float
+    preempted_total: float = 0.0
+    tokens_total: float = 0.0
+    """output tokens"""
+    kv_use: float | None = None
+    """share of the KV cache in use, of the fullest engine of the pod; None: not told"""
 
 
 def parse(page: bytes) -> EngineLoad:
     """The load of an engine, summed over its label sets; `ScrapeFailed` when anything is off."""
-    sums: dict[str, float] = {}
+    found: dict[str, list[float]] = {}
     for line in page.decode("utf-8", "replace").splitlines():
         if not line.startswith("vllm:"):
             continue
         name, value = _sample(line)
         if name in _WANTED:
-            sums[name] = sums.get(name, 0.0) + value
-    for name in _REQUIRED:
-        if name not in sums:
+            found.setdefault(name, []).append(value)
+    values = {
+        signal: next((found[name] for name in names if name in found), [])
+        for signal, names in ALIASES.items()
+    }
+    for signal in _REQUIRED:
+        name = ALIASES[signal][0]
+        if not values[signal]:
             raise ScrapeFailed("missing", f"{name} is not on the metrics page")
-        if sums[name] > MAX_GAUGE:
-            raise ScrapeFailed("absurd", f"{name} is {sums[name]}")
+        if sum(values[signal]) > MAX_GAUGE:
+            raise ScrapeFailed("absurd", f"{name} is {sum(values[signal])}")
+    kv_use = max(values[KV_USE], default=None)
+    if kv_use is not None and kv_use > MAX_KV_USE:
+        raise ScrapeFailed("absurd", f"{ALIASES[KV_USE][0]} is {kv_use}")
     return EngineLoad(
-        running=round(sums[RUNNING]),
-        waiting=round(sums[WAITING]),
-        finished_total=sums.get(FINISHED, 0.0),
-        rejected_total=sums.get(REJECTED, 0.0),
+        running=round(sum(values[RUNNING])),
+        waiting=round(sum(values[WAITING])),
+        finished_total=sum(values[FINISHED]),
+        rejected_total=sum(values[REJECTED]),
+        preempted_total=sum(values[PREEMPTED]),
+        tokens_total=sum(values[TOKENS]),
+        kv_use=kv_use,
     )
 
 

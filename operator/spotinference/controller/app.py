@@ -30,6 +30,7 @@ from spotinference.controller.demand import DemandBook
 from spotinference.controller.events import EventPoster
 from spotinference.controller.handlers import WATCHED, Router
 from spotinference.controller.latency import Latencies
+from spotinference.controller.learning import Learner
 from spotinference.controller.metrics import Metrics
 from spotinference.controller.nodeevents import NodeEvents
 from spotinference.controller.nodes import NodeWatch
@@ -64,6 +65,7 @@ class Parts:
     node_events: NodeEvents
     volumes: VolumeZones
     scraper: Scraper
+    learner: Learner
     pools: PoolStatuses
     resync: Resync
     heartbeat: probes.Heartbeat
@@ -120,8 +122,16 @@ def build(config: OperatorConfig, kube: Kube, engines: EngineClient) -> Parts:
     scraper = Scraper(store, engines, clock, queue.add)
     nodes.contact_of = scraper.contact
     volumes = VolumeZones(kube, store, queue.add)
+    learner = Learner(store, scraper, demand, clock, queue.add)
     observer = Observer(
-        store, nodes, demand, scraper, clock, _settings(config), volume_zones=volumes.of
+        store,
+        nodes,
+        demand,
+        scraper,
+        clock,
+        _settings(config),
+        volume_zones=volumes.of,
+        learned=learner.learned,
     )
     events = EventPoster(writer, metrics, clock, elector.identity)
     actor = Actor(kube, writer, store, demand, events, latencies, clock)
@@ -150,6 +160,7 @@ def build(config: OperatorConfig, kube: Kube, engines: EngineClient) -> Parts:
         node_events=node_events,
         volumes=volumes,
         scraper=scraper,
+        learner=learner,
         pools=PoolStatuses(store, router, writer),
         resync=resync,
         heartbeat=heartbeat,
@@ -218,6 +229,7 @@ async def _run(
     ours = [
         _task("workers", parts.queue.run()),
         _task("scraper", parts.scraper.run()),
+        _task("learner", parts.learner.run()),
         _task("nodes", parts.nodes.run()),
         _task("node-events", parts.node_events.run()),
         _task("volumes", parts.volumes.run()),

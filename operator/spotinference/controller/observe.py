@@ -34,6 +34,7 @@ from spotinference.controller.scrape import Scraper
 from spotinference.controller.store import Store
 from spotinference.core.observed import (
     CacheView,
+    Learned,
     Market,
     NodeView,
     Observed,
@@ -66,6 +67,8 @@ class Observer:
     settings: OperatorSettings
     volume_zones: Callable[[Json], frozenset[str] | None] = lambda _: None
     """of a pod that waits; given by the composition root"""
+    learned: Callable[[str], Learned | None] = lambda _: None
+    """of a tier's uid"""
     _specs: dict[str, tuple[int, TierSpec]] = field(default_factory=dict)
 
     def observe(self, ref: TierRef) -> tuple[Observed, float | None] | None:
@@ -97,6 +100,7 @@ class Observer:
             demands=demands,
             children=self._children(ref),
             settings=self.settings,
+            learned=self.learned(meta["uid"]),
         )
         return observed, ends_s
 

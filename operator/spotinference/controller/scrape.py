@@ -34,6 +34,8 @@ TICK_S = 0.25
 UNREACHABLE = frozenset({"timeout", "connection"})
 """Reasons of a failed scrape that leave open whether the machine is still there."""
 MAX_AT_ONCE = 64
+MAX_FAILING_AT_ONCE = 16
+"""Of those, for pods whose last scrape failed: each may hold its place until the deadline."""
 
 
 @dataclass(slots=True)
@@ -127,14 +129,25 @@ class Scraper:
                 target.due_at = now if target.sample is None else target.due_at
 
     def _due(self) -> list[str]:
+        """Those whose turn it is, the longest waiting first, as far as there is room."""
         now = self._clock.monotonic()
         room = MAX_AT_ONCE - len(self._under_way)
-        due = [
-            uid
+        busy = sum(uid in self._targets and self._targets[uid].failing for uid in self._under_way)
+        failing_room = MAX_FAILING_AT_ONCE - busy
+        waiting = [
+            (target.due_at, uid, target.failing)
             for uid, target in self._targets.items()
             if target.due_at <= now and uid not in self._under_way
         ]
-        return sorted(due, key=lambda uid: self._targets[uid].due_at)[:room]
+        due: list[str] = []
+        for _, uid, failing in sorted(waiting):
+            if len(due) >= room:
+                break
+            if failing and failing_room <= 0:
+                continue
+            failing_room -= failing
+            due.append(uid)
+        return due
 
     async def _scrape(self, uid: str, target: _Target) -> None:
         try:
@@ -175,6 +188,9 @@ class Scraper:
             finished_total=load.finished_total,
             rejected_total=load.rejected_total,
             active_at=now if busy or worked else before.active_at if before else None,
+            tokens_total=load.tokens_total,
+            preempted_total=load.preempted_total,
+            kv_use=load.kv_use,
         )
         target.due_at = target.sampled_at + (BUSY_EVERY_S if busy else IDLE_EVERY_S)
         if before is None or was_failing or _numbers(before) != _numbers(target.sample):

@@ -13,12 +13,16 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 from spotinference.api import durations, times
-from spotinference.api.tier import ScalingStatus, TierSpec
+from spotinference.api.tier import ScalingStatus, TierSpec, TierStatus
+from spotinference.core import sizing
 from spotinference.core.fleet import Fleet, Replica, Standing
+from spotinference.core.lifecycle import DEFAULT_WAKE_S
 from spotinference.core.observed import Observed
 
 CALL_OFF_AFTER_S = 5.0
 """A wake that nobody waits for ends after this: gateways drop and renew their demand in between."""
+READING_COUNTS_S = 60.0
+"""A reading is taken every ten seconds; an older one foresees nothing."""
 SCALED_TO_ZERO_IDLE_S = 60.0
 """spec.replicas 0 says asleep: a tier woken under it sleeps again after this, or sooner."""
 
@@ -128,6 +132,36 @@ def needed(spec: TierSpec, load: Load) -> int:
     return max(waiting, running)
 
 
+@dataclass(frozen=True, slots=True)
+class Foreseen:
+    """What the learned load asks for beyond the targets: it adds replicas and holds them, no more."""
+
+    now: int = 0
+    kept: int = 0
+    """what the last cold start needed: a step down must leave it"""
+    text: str = ""
+
+
+def foreseen(observed: Observed, limit: int) -> Foreseen:
+    """Nothing before a forecast has been judged once, or when the last reading is too old."""
+    if observed.learned is None:
+        return Foreseen()
+    memory, reading = observed.learned.memory, observed.learned.reading
+    judged = any(skill.loss is not None for skill in memory.forecaster.skills)
+    if not judged or observed.now.timestamp() - reading.at_s > READING_COUNTS_S:
+        return Foreseen()
+    need = sizing.need(memory, reading, sizing_rules(observed.status, limit))
+    if need is None:
+        return Foreseen()
+    return Foreseen(min(limit, math.ceil(need.now)), min(limit, math.ceil(need.kept)), need.text)
+
+
+def sizing_rules(status: TierStatus, most: int) -> sizing.Rules:
+    """A cold start takes what the tier's last wake took."""
+    usual = status.last_wake_seconds
+    return sizing.Rules(cold_start_s=float(DEFAULT_WAKE_S if usual is None else usual), most=most)
+
+
 def _wake_size(spec: TierSpec, parked: int, limit: int) -> int:
     size = math.ceil(parked / spec.scaling.target_running)
     return min(max(1, spec.scaling.min_replicas, size), max(1, limit))
@@ -181,9 +215,11 @@ def _up(
 ) -> Count | None:
     """Over target long enough: add what is needed, at most maxStep per period."""
     rules, now = observed.spec.scaling, observed.now
-    wanted = min(needed(observed.spec, load), limit)
+    ahead = foreseen(observed, limit)
+    wanted = min(max(needed(observed.spec, load), ahead.now), limit)
     if wanted <= current:
         return None
+    why = f"; {ahead.text}" if ahead.now >= wanted else ""
     since = _parse(scaling.over_since) or now
     scaling = scaling.model_copy(update={"over_since": times.to_text(since), "under_since": None})
     due = since + timedelta(seconds=durations.seconds(rules.scale_up.stabilization))
@@ -207,7 +243,7 @@ def _up(
             "step_added": added + step,
         }
     )
-    reason = f"up by {step} to {current + step}: {load}, {wanted} needed for the targets"
+    reason = f"up by {step} to {current + step}: {load}, {wanted} needed{why or ' for the targets'}"
     return Count(current + step, reason, scaling)
 
 
@@ -217,7 +253,7 @@ def _down(
     """Under target long enough: one replica fewer, and the next one after another such time."""
     rules, now = observed.spec.scaling, observed.now
     scaling = scaling.model_copy(update={"over_since": None})
-    wanted = max(needed(observed.spec, load), least)
+    wanted = max(needed(observed.spec, load), foreseen(observed, current).kept, least)
     unknown = load.unknown > 0 or len(fleet.ready) < current
     if wanted >= current or unknown:
         why = "metrics of a replica are unknown" if load.unknown else "load is on target"

@@ -16,6 +16,7 @@ from spotinference.api.demand import Demand
 from spotinference.api.kinds import Json
 from spotinference.api.pool import PoolSpec
 from spotinference.api.tier import TierSpec, TierStatus
+from spotinference.core.sizing import Memory, Reading
 
 
 class TierRef(NamedTuple):
@@ -103,6 +104,11 @@ class Sample:
 
     Without it short requests between two scrapes are invisible and a tier in use falls asleep.
     """
+    tokens_total: float = 0.0
+    """output tokens since the engine started"""
+    preempted_total: float = 0.0
+    kv_use: float | None = None
+    """share of the KV cache in use; None: not told"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,6 +183,14 @@ class OperatorSettings:
 
 
 @dataclass(frozen=True, slots=True)
+class Learned:
+    """What was learned of the tier's load up to the last reading, and that reading."""
+
+    memory: Memory
+    reading: Reading
+
+
+@dataclass(frozen=True, slots=True)
 class Observed:
     now: datetime
     ref: TierRef
@@ -194,3 +208,5 @@ class Observed:
     children: Mapping[tuple[str, str], Json]
     """live children by (kind, name): Deployments, Service, PVCs, Jobs, PDB, NetworkPolicy, …"""
     settings: OperatorSettings
+    learned: Learned | None = None
+    """None: nothing yet, and the targets alone decide"""

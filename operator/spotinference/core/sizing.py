@@ -129,35 +129,57 @@ def learn(memory: Memory, reading: Reading, rules: Rules) -> Memory:
     )
 
 
+@dataclass(frozen=True, slots=True)
+class Need:
+    """Replicas, before rounding and the tier's bounds."""
+
+    expected: float
+    """for what will arrive, its margin included"""
+    now: float
+    """for that, or for the queue where it is more"""
+    kept: float
+    """the most of the last cold start, with headroom: what a step down must leave"""
+    text: str
+
+
+def need(memory: Memory, reading: Reading, rules: Rules) -> Need | None:
+    """What the tier needs; None before enough has been learned."""
+    seen = memory.outlook
+    if seen is None or not memory.capacity.known:
+        return None
+    each = memory.capacity.requests_per_s
+    expected = seen.upper / each
+    left = _left(reading, seen, each, rules) if rules.drain else 0.0
+    queue = (seen.now + left / DRAIN_S) / each if left > 0 else 0.0
+    kept = max([n for _, n in memory.needs], default=expected) * (1 + HEADROOM)
+    return Need(
+        expected=expected,
+        now=max(expected, queue),
+        kept=max(kept, queue),
+        text=f"{seen.upper:.2f} requests/s expected by {forecast.NAMES[seen.expert]}, "
+        f"{left:.0f} left waiting, {each:.2f} requests/s per replica",
+    )
+
+
 def size(memory: Memory, reading: Reading, rules: Rules) -> tuple[Size, Memory]:
     """Replicas wanted now, within the tier's bounds; `memory` has learned this reading."""
     current = reading.current
     if current > 0 and _asleep(memory, reading, rules):
         return Size(0, "idle for long enough"), memory
-    seen = memory.outlook
-    if seen is None or not memory.capacity.known:
+    needed = need(memory, reading, rules)
+    if needed is None:
         return Size(_bounded(_unlearned(reading, current), rules), "nothing learned yet"), memory
-    each = memory.capacity.requests_per_s
-    expected = seen.upper / each
-    left = _left(reading, seen, each, rules) if rules.drain else 0.0
-    queue = (seen.now + left / DRAIN_S) / each if left > 0 else 0.0
-    needed = max(expected, queue)
-    text = (
-        f"{seen.upper:.2f} requests/s expected by {forecast.NAMES[seen.expert]}, "
-        f"{left:.0f} left waiting, {each:.2f} requests/s per replica"
-    )
     counted = current if rules.pending else reading.ready
-    if math.ceil(needed - TINY) > counted:
-        up = math.ceil(max(expected * (1 + HEADROOM), needed) - TINY)
+    if math.ceil(needed.now - TINY) > counted:
+        up = math.ceil(max(needed.expected * (1 + HEADROOM), needed.now) - TINY)
         if not rules.pending:
             up += reading.starting
-        return Size(_bounded(up, rules), f"up: {text}"), memory
-    kept = max([n for _, n in memory.needs], default=expected) * (1 + HEADROOM)
-    low = _bounded(max(1, math.ceil(max(needed, kept) - TINY)), rules)
+        return Size(_bounded(up, rules), f"up: {needed.text}"), memory
+    low = _bounded(max(1, math.ceil(max(needed.now, needed.kept) - TINY)), rules)
     due = memory.down_at_s is None or reading.at_s - memory.down_at_s >= DOWN_EVERY_S
     if low < current and due:
-        return Size(low, f"down: {text}"), replace(memory, down_at_s=reading.at_s)
-    return Size(_bounded(current, rules), f"steady: {text}"), memory
+        return Size(low, f"down: {needed.text}"), replace(memory, down_at_s=reading.at_s)
+    return Size(_bounded(current, rules), f"steady: {needed.text}"), memory
 
 
 def _unlearned(reading: Reading, current: int) -> int:

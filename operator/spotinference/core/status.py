@@ -13,10 +13,11 @@ from spotinference.api.conditions import ConditionType, Phase, Reason
 from spotinference.api.tier import (
     Condition,
     DecisionStatus,
+    LearnedStatus,
     MarketStatus,
     TierStatus,
 )
-from spotinference.core import lifecycle, outlook
+from spotinference.core import learned, lifecycle, outlook
 from spotinference.core.autoscale import Count, Load
 from spotinference.core.failures import Verdict
 from spotinference.core.fleet import VOLUME_ELSEWHERE, Fleet, Replica, Standing
@@ -74,6 +75,7 @@ def status_of(observed: Observed, d: Decision) -> TierStatus:
             "wake": wake,
             "last_wake_seconds": lifecycle.last_wake_s(observed.status, wake),
             "scaling": d.count.scaling,
+            "learned": _learned(observed),
             "last_decision": _decision(observed, d.count),
             "weights": d.weights.status,
             "engine_failure": d.verdict.status,
@@ -388,6 +390,16 @@ def _markets(d: Decision) -> list[MarketStatus]:
         )
         for p in d.fleet.places
     ]
+
+
+def _learned(observed: Observed) -> LearnedStatus | None:
+    before = observed.status.learned
+    if observed.learned is None:
+        return before
+    memory = observed.learned.memory
+    if not learned.worth_writing(before, memory, observed.now):
+        return before
+    return learned.to_status(memory, observed.now)
 
 
 def _decision(observed: Observed, count: Count) -> DecisionStatus:

@@ -10,6 +10,7 @@ from tests.support import specs
 from tests.support.specs import WRONG_POOLS, WRONG_TIERS, Wrong
 
 
+@pytest.mark.fault(56)
 @pytest.mark.parametrize("wrong", WRONG_TIERS, ids=lambda wrong: wrong.title)
 def test_a_wrong_tier_is_refused_with_its_field_and_the_remedy(wrong: Wrong) -> None:
     with pytest.raises(errors.SpecInvalid) as caught:

@@ -1,9 +1,12 @@
-"""Samples of engines: fresh or absent, never invented."""
+"""Samples of engines: fresh or absent, never invented; one that hangs delays nobody else."""
 
 from __future__ import annotations
 
 import asyncio
+from itertools import pairwise
 from typing import cast
+
+import pytest
 
 from spotinference.api.kinds import POD
 from spotinference.clients.vllm import EngineClient, EngineLoad, ScrapeFailed
@@ -147,3 +150,53 @@ async def test_an_engine_that_never_answered_witnesses_nothing(clock: VirtualClo
     it.engine.fails = "connection"
     await asyncio.sleep(60)
     assert it.scraper.contact("node-1") == Contact()
+
+
+class Crowd:
+    """Engines by host; those in `hanging` hold a scrape until its deadline."""
+
+    def __init__(self, clock: VirtualClock, hanging: int) -> None:
+        self.clock = clock
+        self.hosts = [f"10.0.{i // 250}.{1 + i % 250}" for i in range(1000)]
+        self.hanging = set(self.hosts[:hanging])
+        self.at: dict[str, list[float]] = {}
+
+    async def load(self, host: str, port: int) -> EngineLoad:
+        if host in self.hanging:
+            await asyncio.sleep(2.0)
+            raise ScrapeFailed("timeout", "no")
+        await asyncio.sleep(0.01)
+        self.at.setdefault(host, []).append(self.clock.monotonic())
+        return EngineLoad(1, 0, 0.0, 0.0)
+
+
+async def slowest_percentile(clock: VirtualClock, hanging: int) -> float:
+    """p99 of the time between two samples of an engine that answers."""
+    crowd = Crowd(clock, hanging)
+    store = Store(clock)
+    scraper = Scraper(store, cast("EngineClient", crowd), clock, lambda _: None)
+    for number, host in enumerate(crowd.hosts):
+        pod = engine_pod(f"pod-{number}")
+        pod["metadata"]["uid"] = f"uid-{number}"
+        pod["status"]["podIP"] = host
+        store.put(POD, pod)
+    task = asyncio.create_task(scraper.run())
+    await asyncio.sleep(60)
+    task.cancel()
+    gaps = sorted(
+        after - before
+        for times in crowd.at.values()
+        for before, after in pairwise(t for t in times if t > clock.monotonic() - 40)
+    )
+    return gaps[round(0.99 * len(gaps))]
+
+
+@pytest.mark.fault(50)
+@virtual_time
+async def test_one_hanging_replica_of_a_thousand_does_not_delay_the_others(
+    clock: VirtualClock,
+) -> None:
+    undisturbed = await slowest_percentile(clock, 0)
+    assert await slowest_percentile(clock, 1) <= 1.1 * undisturbed
+    # Not even a tenth of them: the others keep three quarters of the places.
+    assert await slowest_percentile(clock, 100) <= 1.5 * undisturbed

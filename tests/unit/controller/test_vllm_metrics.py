@@ -32,6 +32,21 @@ def test_gauges_and_counters_are_summed_over_engines_and_reasons() -> None:
     assert parse(PAGE) == EngineLoad(running=5, waiting=7, finished_total=42.0, rejected_total=0.0)
 
 
+def test_old_and_new_names_are_read_through_one_table_and_counted_once() -> None:
+    extra = (
+        b"vllm:gpu_cache_usage_perc 0.9\nvllm:num_preemptions_total 3\n"
+        b'vllm:generation_tokens_total{engine="0"} 50\nvllm:generation_tokens_total 7\n'
+        b'vllm:admission_rejections_total{reason="max_num_queued_reqs"} 4\n'
+    )
+    old = parse(PAGE + extra)
+    assert old.kv_use == 0.9
+    assert (old.preempted_total, old.tokens_total, old.rejected_total) == (3, 57, 4)
+    both = parse(PAGE + extra + b"vllm:kv_cache_usage_perc 0.4\n")
+    assert both.kv_use == 0.4
+    assert parse(PAGE).kv_use is None
+
+
+@pytest.mark.fault(51)
 @pytest.mark.parametrize(
     ("line", "reason"),
     [
@@ -42,6 +57,9 @@ def test_gauges_and_counters_are_summed_over_engines_and_reasons() -> None:
         (b"vllm:num_requests_waiting", "malformed"),
         (b"vllm:num_requests_waiting{engine=", "malformed"),
         (b"vllm:num_requests_waiting 1e12", "absurd"),
+        (b"vllm:num_requests_waiting 0\nvllm:kv_cache_usage_perc 7", "absurd"),
+        (b"vllm:num_requests_waiting 0\nvllm:generation_tokens_total NaN", "nan"),
+        (b"vllm:requests_waiting_by_another_name 3", "missing"),
         (b"", "missing"),
     ],
 )
@@ -51,6 +69,7 @@ def test_a_lying_page_is_no_sample(line: bytes, reason: str) -> None:
     assert failed.value.reason == reason
 
 
+@pytest.mark.fault(51)
 @given(st.binary(max_size=2000))
 def test_any_bytes_are_a_sane_load_or_a_counted_failure(noise: bytes) -> None:
     reason, load = "", EngineLoad(0, 0, 0.0, 0.0)
@@ -82,6 +101,7 @@ async def test_an_engine_is_read_over_http() -> None:
     assert (await scrape(page)).running == 5
 
 
+@pytest.mark.fault(50)
 async def test_an_endless_page_is_cut_at_the_cap() -> None:
     async def page(request: web.Request) -> web.StreamResponse:
         response = web.StreamResponse()
@@ -95,6 +115,7 @@ async def test_an_endless_page_is_cut_at_the_cap() -> None:
     assert failed.value.reason == "too_large"
 
 
+@pytest.mark.fault(50)
 async def test_a_hanging_engine_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(vllm, "SCRAPE_DEADLINE_S", 0.2)
     gone = asyncio.Event()
@@ -115,6 +136,7 @@ async def test_a_hanging_engine_is_given_up(monkeypatch: pytest.MonkeyPatch) -> 
     assert failed.value.reason == "timeout"
 
 
+@pytest.mark.fault(50)
 async def test_redirects_and_errors_are_no_samples() -> None:
     async def elsewhere(_: web.Request) -> web.Response:
         return web.Response(status=302, headers={"Location": "http://127.0.0.1:1/metrics"})
@@ -128,6 +150,7 @@ async def test_redirects_and_errors_are_no_samples() -> None:
         assert failed.value.reason == "status"
 
 
+@pytest.mark.fault(50)
 async def test_nobody_there_is_a_connection_failure() -> None:
     engines = EngineClient.open()
     try:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pytest
+
 from spotinference.core.observed import Market
 from tests.support.world import World, world
 
@@ -109,6 +111,7 @@ def test_load_that_returns_while_a_replica_drains_keeps_it() -> None:
     assert w.total == 3
 
 
+@pytest.mark.fault(51, 52)
 def test_missing_metrics_freeze_the_number_and_say_so() -> None:
     w = serving(streams=20)
     w.run(120)
@@ -122,6 +125,7 @@ def test_missing_metrics_freeze_the_number_and_say_so() -> None:
     assert w.total == 0
 
 
+@pytest.mark.fault(50)
 def test_one_unknown_replica_of_several_does_not_hide_the_load_of_the_others() -> None:
     w = serving(streams=9)
     w.metrics = True
@@ -160,6 +164,7 @@ def test_with_exclusive_volumes_a_full_zone_is_no_way_out_of_a_refusal() -> None
         assert sum(in_zone_1) == 1
 
 
+@pytest.mark.fault(54)
 def test_the_hysteresis_survives_a_restart_because_it_is_in_the_status() -> None:
     w = serving(streams=20)
     w.run(120)

@@ -1,0 +1,193 @@
+"""Learns the load of each tier from the scraper's samples: the only state the autoscaler has here.
+
+Every `EVERY_S` one reading per tier: what its replicas finished since the last one, what they have
+in flight, what gateways hold. Counters that went back (a restarted engine) count from zero, a
+replica without a fresh sample adds nothing and takes nothing away. The decisions are core's.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from spotinference import errors
+from spotinference.api import parse
+from spotinference.api.kinds import POD, TIER, Json
+from spotinference.api.tier import TierSpec, TierStatus
+from spotinference.clients.clock import Clock
+from spotinference.controller.demand import DemandBook
+from spotinference.controller.scrape import Scraper, is_ready
+from spotinference.controller.store import Store
+from spotinference.core import learned, sizing
+from spotinference.core.autoscale import sizing_rules
+from spotinference.core.observed import Learned, Sample, TierRef
+
+EVERY_S = 10.0
+AT_ONCE = 50
+"""Tiers read without letting others run: a few milliseconds."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Seen:
+    """Of one pod, at the last reading."""
+
+    finished: float
+    rejected: float
+    tokens: float
+    in_flight: int
+
+
+@dataclass(slots=True)
+class _Tier:
+    memory: sizing.Memory
+    at_s: float
+    spec: TierSpec
+    status: TierStatus
+    version: str = ""
+    """resourceVersion that spec and status were parsed from"""
+    pods: dict[str, _Seen] = field(default_factory=dict)
+    parked: int = 0
+    reading: sizing.Reading | None = None
+    wanted: int = 0
+
+
+@dataclass(slots=True)
+class Learner:
+    store: Store
+    scraper: Scraper
+    demand: DemandBook
+    clock: Clock
+    on_change: Callable[[TierRef], None]
+    _tiers: dict[str, _Tier] = field(default_factory=dict)
+    """by the tier's uid"""
+
+    async def run(self) -> None:
+        """Until cancelled."""
+        while True:
+            await asyncio.sleep(EVERY_S)
+            await self.look()
+
+    def learned(self, uid: str) -> Learned | None:
+        """What a decision may use; None before the first reading."""
+        tier = self._tiers.get(uid)
+        if tier is None or tier.reading is None:
+            return None
+        return Learned(tier.memory, tier.reading)
+
+    async def look(self) -> None:
+        """One reading of every tier; others get the loop in between."""
+        bodies = list(self.store.all(TIER).values())
+        uids = {body["metadata"]["uid"] for body in bodies}
+        for uid in [uid for uid in self._tiers if uid not in uids]:
+            del self._tiers[uid]
+        for number, body in enumerate(bodies):
+            tier = self._known(body)
+            if tier is not None:
+                meta = body["metadata"]
+                self._read(TierRef(meta["namespace"], meta["name"]), tier)
+            if number % AT_ONCE == AT_ONCE - 1:
+                await asyncio.sleep(0)
+
+    def _known(self, body: Json) -> _Tier | None:
+        """With the tier's spec and status, parsed only when they changed; None: spec invalid."""
+        uid, version = body["metadata"]["uid"], body["metadata"].get("resourceVersion", "")
+        tier = self._tiers.get(uid)
+        if tier is not None and tier.version == version:
+            return tier
+        try:
+            spec = parse.parse_tier(body)
+        except errors.SpecInvalid:
+            return None  # the reconciler says so
+        status = parse.parse_status(body)
+        if tier is None:
+            memory = learned.from_status(status.learned)
+            tier = self._tiers[uid] = _Tier(memory, self.clock.now().timestamp(), spec, status)
+        tier.version, tier.spec, tier.status = version, spec, status
+        return tier
+
+    def _read(self, ref: TierRef, tier: _Tier) -> None:
+        now_s = self.clock.now().timestamp()
+        passed_s = now_s - tier.at_s
+        if passed_s <= 0:
+            return
+        demands, _ = self.demand.fresh(ref)
+        parked = sum(d.parked for d in demands)
+        reading = self._reading(ref, tier, now_s, passed_s, parked)
+        rules = sizing_rules(tier.status, tier.spec.scaling.max_replicas)
+        tier.memory = sizing.learn(tier.memory, reading, rules)
+        tier.reading, tier.at_s, tier.parked = reading, now_s, parked
+        need = sizing.need(tier.memory, reading, rules)
+        wanted = 0 if need is None else math.ceil(need.now)
+        minute_over = tier.memory.minute_began_s == now_s
+        if wanted != tier.wanted or (
+            minute_over
+            and learned.worth_writing(tier.status.learned, tier.memory, self.clock.now())
+        ):
+            tier.wanted = wanted
+            self.on_change(ref)
+
+    def _reading(
+        self,
+        ref: TierRef,
+        tier: _Tier,
+        now_s: float,
+        passed_s: float,
+        parked: int,
+    ) -> sizing.Reading:
+        pods: dict[str, _Seen] = {}
+        finished = tokens = arrived = busy_s = 0.0
+        running = waiting = ready = starting = known = 0
+        for pod in self.store.of_tier(POD, ref):
+            pod_uid = pod["metadata"]["uid"]
+            if pod["metadata"].get("deletionTimestamp") is not None:
+                continue
+            up = is_ready(pod)
+            ready, starting = ready + up, starting + (not up)
+            sample = self.scraper.sample_of(pod_uid)
+            before = tier.pods.get(pod_uid)
+            if sample is None:
+                if before is not None:
+                    pods[pod_uid] = before  # unknown, not gone and not zero
+                continue
+            pods[pod_uid] = seen = seen_of(sample)
+            known += up
+            running, waiting = running + sample.running, waiting + sample.waiting
+            full = sample.running / tier.spec.scaling.target_running
+            busy_s += min(1.0, full) * passed_s
+            if before is None:
+                continue
+            done = growth(before.finished, seen.finished)
+            finished += done
+            tokens += growth(before.tokens, seen.tokens)
+            refused = growth(before.rejected, seen.rejected)
+            arrived += done + refused + seen.in_flight - before.in_flight
+        tier.pods = pods
+        return sizing.Reading(
+            at_s=now_s,
+            # What a gateway releases leaves the parked and joins those in flight: it came once.
+            arrived=max(0.0, arrived + parked - tier.parked),
+            finished=finished,
+            tokens=tokens,
+            busy_s=busy_s,
+            up_s=known * passed_s,
+            waiting=waiting + parked,
+            running=running,
+            ready=ready,
+            starting=starting,
+        )
+
+
+def seen_of(sample: Sample) -> _Seen:
+    return _Seen(
+        sample.finished_total,
+        sample.rejected_total,
+        sample.tokens_total,
+        sample.running + sample.waiting,
+    )
+
+
+def growth(before: float, after: float) -> float:
+    """Of a counter: one that went back began anew at zero, so all it shows is new. Never negative."""
+    return after - before if after >= before else after

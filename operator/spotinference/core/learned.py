@@ -1,0 +1,110 @@
+"""What sizing has learned, as a few whole numbers in the tier's status, and back.
+
+A restarted operator goes on with the capacity, the daily pattern and what each forecast has earned;
+the minutes under way are lost. Written at most every `EVERY_S`, and only if something changed by
+more than a tenth, so that a steady tier is not written to at all. Called by `core.status` (write)
+and by the controller's learner (read).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import datetime
+
+from spotinference.api import times
+from spotinference.api.tier import LearnedStatus
+from spotinference.core.capacity import ENOUGH_BUSY_S, Capacity, Line
+from spotinference.core.forecast import (
+    MARGIN_LEAST,
+    MARGIN_MOST,
+    NAMES,
+    SLOTS,
+    Forecaster,
+    Skill,
+)
+from spotinference.core.sizing import Memory
+
+EVERY_S = 300.0
+TENTH = 0.1
+FEW = 10
+"""Of a thousandth each: smaller figures do not count as changed."""
+UNKNOWN = -1
+MAX_MILLI = 10**12
+
+
+def worth_writing(before: LearnedStatus | None, memory: Memory, now: datetime) -> bool:
+    """Something is known that the status does not say, and the last write is long enough ago."""
+    after = to_status(memory, now)
+    if before is None:
+        return memory.capacity.known
+    if (now - times.parse(before.at)).total_seconds() < EVERY_S:
+        return False
+    return (
+        _moved([before.requests_per_replica_milli], [after.requests_per_replica_milli])
+        or _moved([before.tokens_per_replica_milli], [after.tokens_per_replica_milli])
+        or _moved(before.day_milli, after.day_milli)
+        or _moved(before.margins_percent, after.margins_percent)
+    )
+
+
+def to_status(memory: Memory, now: datetime) -> LearnedStatus:
+    """Rates in thousandths; bounded, so that no estimate can make the status invalid."""
+    known = memory.capacity.known
+    forecaster = memory.forecaster
+    return LearnedStatus(
+        at=times.to_text(now),
+        requests_per_replica_milli=_milli(memory.capacity.requests_per_s) if known else 0,
+        tokens_per_replica_milli=_milli(memory.capacity.tokens_per_s) if known else 0,
+        day_milli=[UNKNOWN if v is None else _milli(v) for v in forecaster.pattern],
+        margins_percent=[round(100 * skill.margin) for skill in forecaster.skills],
+        losses_milli=[UNKNOWN if s.loss is None else _milli(s.loss) for s in forecaster.skills],
+    )
+
+
+def from_status(status: LearnedStatus | None) -> Memory:
+    """The memory to go on with; what the status lacks, or what makes no sense, starts anew."""
+    if status is None:
+        return Memory()
+    pattern = tuple(None if v < 0 else v / 1000 for v in status.day_milli)
+    margins, losses = status.margins_percent, status.losses_milli
+    skills = Forecaster().skills
+    if len(margins) == len(losses) == len(NAMES):
+        skills = tuple(
+            Skill(min(MARGIN_MOST, max(MARGIN_LEAST, m / 100)), None if x < 0 else x / 1000)
+            for m, x in zip(margins, losses, strict=True)
+        )
+    requests, tokens = status.requests_per_replica_milli, status.tokens_per_replica_milli
+    return Memory(
+        capacity=Capacity(
+            by_requests=_line(requests / 1000),
+            by_tokens=_line(tokens / 1000),
+            mix_requests=max(0.0, requests / 1000),
+            mix_tokens=max(0.0, tokens / 1000),
+        ),
+        forecaster=Forecaster(
+            pattern=pattern if len(pattern) == SLOTS else (None,) * SLOTS, skills=skills
+        ),
+    )
+
+
+def _line(rate: float) -> Line:
+    """As if replicas had been full at this rate for just long enough to be believed."""
+    if rate <= 0:
+        return Line()
+    w = ENOUGH_BUSY_S
+    return Line(weight=w, u=w, uu=w, y=w / rate, uy=w / rate)
+
+
+def _milli(value: float) -> int:
+    return min(MAX_MILLI, max(0, round(1000 * value)))
+
+
+def _moved(before: Sequence[int], after: Sequence[int]) -> bool:
+    """By more than a tenth of the greatest, of either kind of knowledge gained or lost."""
+    if len(before) != len(after):
+        return True
+    scale = max([FEW, *(abs(v) for v in before)])
+    return any(
+        (b < 0) != (a < 0) or abs(a - b) > max(FEW, TENTH * scale)
+        for b, a in zip(before, after, strict=True)
+    )

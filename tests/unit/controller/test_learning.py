@@ -1,0 +1,121 @@
+"""Readings of tiers from samples of engines: rates are never negative, silence is not zero."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import cast
+
+import pytest
+
+from spotinference.api.kinds import POD, TIER
+from spotinference.clients.vllm import EngineClient, EngineLoad, ScrapeFailed
+from spotinference.controller.demand import DemandBook
+from spotinference.controller.learning import EVERY_S, Learner, growth
+from spotinference.controller.scrape import FRESH_S, Scraper
+from spotinference.controller.store import Store
+from spotinference.core.observed import Learned, TierRef
+from tests.support.virtual_time import VirtualClock, virtual_time
+from tests.unit.controller.objects import engine_pod, tier
+
+
+class Engine:
+    """Serves `rate` requests per second of 100 tokens each."""
+
+    def __init__(self, clock: VirtualClock) -> None:
+        self.clock = clock
+        self.rate = 2.0
+        self.began = clock.monotonic()
+        self.done = 0.0
+        self.fails = False
+
+    async def load(self, host: str, port: int) -> EngineLoad:
+        if self.fails:
+            raise ScrapeFailed("timeout", "no")
+        now = self.clock.monotonic()
+        self.done += self.rate * (now - self.began)
+        self.began = now
+        return EngineLoad(32, 0, float(int(self.done)), 0.0, tokens_total=100 * self.done)
+
+    def restart(self) -> None:
+        self.done = 0.0
+
+
+class Bench:
+    def __init__(self, clock: VirtualClock) -> None:
+        self.engine = Engine(clock)
+        self.store = Store(clock)
+        self.looks: list[TierRef] = []
+        scraper = Scraper(self.store, cast("EngineClient", self.engine), clock, lambda _: None)
+        self.learner = Learner(
+            self.store, scraper, DemandBook(self.store, clock), clock, self.looks.append
+        )
+        body = tier()
+        self.uid = body["metadata"]["uid"]
+        self.store.put(TIER, body)
+        self.store.put(POD, engine_pod())
+        self.tasks = [asyncio.create_task(part.run()) for part in (scraper, self.learner)]
+
+    def learned(self) -> Learned:
+        found = self.learner.learned(self.uid)
+        assert found is not None
+        return found
+
+
+@virtual_time
+async def test_the_rate_of_a_tier_and_of_a_full_replica_are_learned(clock: VirtualClock) -> None:
+    it = Bench(clock)
+    await asyncio.sleep(900)
+    memory = it.learned().memory
+    assert memory.forecaster.levels is not None
+    assert memory.forecaster.levels[0] == pytest.approx(2.0, rel=0.15)
+    # half full (32 of targetRunning 64) at 2 requests/s
+    assert memory.capacity.requests_per_s == pytest.approx(4.0, rel=0.15)
+    assert memory.capacity.tokens_per_s == pytest.approx(400, rel=0.15)
+    assert it.looks, "the tier is looked at when what it needs changes"
+
+
+@pytest.mark.fault(55)
+@virtual_time
+async def test_an_engine_that_restarts_makes_no_rate_negative(clock: VirtualClock) -> None:
+    it = Bench(clock)
+    for _ in range(20):
+        await asyncio.sleep(37)
+        it.engine.restart()
+        reading = it.learned().reading
+        assert reading.arrived >= 0
+        assert reading.finished >= 0
+        assert reading.tokens >= 0
+    levels = it.learned().memory.forecaster.levels
+    assert levels is not None
+    assert min(levels) > 0.5
+
+
+@pytest.mark.fault(55)
+@pytest.mark.parametrize(("before", "after", "grown"), [(5, 9, 4), (9, 9, 0), (9, 2, 2), (9, 0, 0)])
+def test_a_counter_that_went_back_began_anew(before: float, after: float, grown: float) -> None:
+    assert growth(before, after) == grown
+
+
+@virtual_time
+async def test_a_silent_replica_adds_nothing_and_comes_back_where_it_was(
+    clock: VirtualClock,
+) -> None:
+    it = Bench(clock)
+    await asyncio.sleep(600)
+    it.engine.fails = True
+    await asyncio.sleep(FRESH_S + 2 * EVERY_S)
+    reading = it.learned().reading
+    assert reading.busy_s == 0
+    assert reading.up_s == 0, "its time is not counted as idle"
+    it.engine.fails = False
+    await asyncio.sleep(2 * EVERY_S)
+    assert it.learned().memory.capacity.requests_per_s == pytest.approx(4.0, rel=0.2)
+
+
+@virtual_time
+async def test_a_tier_that_is_gone_is_forgotten(clock: VirtualClock) -> None:
+    it = Bench(clock)
+    await asyncio.sleep(60)
+    it.store.gone(TIER, tier())
+    await asyncio.sleep(60)
+    assert it.learner.learned(it.uid) is None

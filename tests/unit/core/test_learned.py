@@ -1,0 +1,155 @@
+"""What is learned survives a restart in the status, is written seldom, and only ever adds."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from spotinference.api.tier import LearnedStatus
+from spotinference.core import forecast, learned, sizing
+from spotinference.core.autoscale import READING_COUNTS_S
+from spotinference.core.observed import Learned
+from spotinference.core.sizing import Memory, Reading, Rules
+from tests.support.world import World, world
+
+NOW = datetime(2026, 11, 21, 12, tzinfo=UTC)
+RULES = Rules(cold_start_s=60, least=1, most=100)
+
+
+def reading(at_s: float, rate: float) -> Reading:
+    return Reading(at_s, rate * 10, rate * 10, rate * 1000, rate * 5, 20, 0, rate, 2, 0)
+
+
+def lived(seconds: float, rate: float, memory: Memory | None = None, at: float = 0) -> Memory:
+    memory = memory or Memory()
+    for step in range(1, round(seconds / 10) + 1):
+        memory = sizing.learn(memory, reading(at + 10 * step, rate), RULES)
+    return memory
+
+
+@pytest.mark.fault(54)
+def test_a_restarted_operator_knows_capacity_pattern_and_skills() -> None:
+    before = lived(4 * 3600, 3.0)
+    after = learned.from_status(learned.to_status(before, NOW))
+    assert after.capacity.known
+    assert after.capacity.requests_per_s == pytest.approx(before.capacity.requests_per_s, rel=0.01)
+    assert after.forecaster.pattern[3] == pytest.approx(3.0, rel=0.01)
+    assert [s.margin for s in after.forecaster.skills] == pytest.approx(
+        [s.margin for s in before.forecaster.skills], abs=0.006
+    )
+
+
+def test_steady_load_is_written_once_and_then_not_again() -> None:
+    memory = lived(3600, 3.0)
+    assert learned.worth_writing(None, memory, NOW)
+    status = learned.to_status(memory, NOW)
+    later = lived(3000, 3.0, memory, at=3600)
+    # A quarter of an hour of the day is known that was not: the rest of it says nothing new.
+    known = status.model_copy(update={"day_milli": learned.to_status(later, NOW).day_milli})
+    assert not learned.worth_writing(known, later, NOW + timedelta(hours=1))
+
+
+def test_a_change_of_a_tenth_is_written_but_not_within_five_minutes() -> None:
+    status = learned.to_status(lived(3600, 3.0), NOW)
+    slower = status.model_copy(
+        update={"requests_per_replica_milli": round(status.requests_per_replica_milli * 0.8)}
+    )
+    memory = lived(3600, 3.0)
+    assert not learned.worth_writing(slower, memory, NOW + timedelta(seconds=299))
+    assert learned.worth_writing(slower, memory, NOW + timedelta(seconds=300))
+    assert not learned.worth_writing(status, memory, NOW + timedelta(seconds=300))
+
+
+@settings(max_examples=100)
+@given(
+    numbers=st.lists(st.integers(-(10**15), 10**15), max_size=96),
+    rates=st.tuples(st.integers(-5, 10**15), st.integers(-5, 10**15)),
+)
+def test_whatever_the_status_says_a_memory_comes_of_it(
+    numbers: list[int], rates: tuple[int, int]
+) -> None:
+    status = LearnedStatus(
+        at="2026-11-21T12:00:00Z",
+        requests_per_replica_milli=rates[0],
+        tokens_per_replica_milli=rates[1],
+        day_milli=numbers,
+        margins_percent=numbers[:4],
+        losses_milli=numbers[4:8],
+    )
+    memory = learned.from_status(status)
+    now = reading(100.0, 1.0)
+    size, _ = sizing.size(sizing.learn(memory, now, RULES), now, RULES)
+    assert 1 <= size.wanted <= 100
+
+
+class Tracked(World):
+    """A world whose observations carry what was learned."""
+
+    memory: Memory | None = None
+    rate = 0.0
+    age_s = 0.0
+
+    def observe(self) -> object:  # type: ignore[override]  # the same value, with one field more
+        seen = super().observe()
+        if self.memory is None:
+            return seen
+        at = self.now.timestamp() - self.age_s
+        return replace(seen, learned=Learned(self.memory, reading(at, self.rate)))
+
+
+def tracked(**scaling: object) -> Tracked:
+    made = world(scaling={"maxReplicas": 6, "targetRunning": 8, **scaling})
+    return Tracked(**{k: getattr(made, k) for k in made.__dataclass_fields__})
+
+
+def test_what_is_foreseen_adds_replicas_before_the_targets_would() -> None:
+    w = tracked()
+    w.streams = 2
+    w.run(120)
+    assert w.total == 1
+    w.memory, w.rate = lived(7200, 6.0, at=w.now.timestamp() - 7200), 6.0
+    w.run(300)
+    assert w.total >= 3  # 6 requests/s at 2 each, and a margin
+    assert w.status.last_decision is not None
+    assert "expected by" in w.status.last_decision.reason
+    assert w.status.learned is not None
+
+
+def test_what_is_foreseen_keeps_a_replica_that_the_targets_would_give_back() -> None:
+    w = tracked(minReplicas=0)
+    w.streams = 20
+    w.run(200)
+    assert w.total == 3
+    w.memory, w.rate = lived(7200, 5.0, at=w.now.timestamp() - 7200), 5.0
+    w.streams = 1
+    w.run(1200)
+    assert w.total >= 3
+    w.memory = None
+    w.run(1200)
+    assert w.total == 1
+
+
+def test_an_old_reading_and_an_unjudged_forecast_foresee_nothing() -> None:
+    for age_s, memory in (
+        (READING_COUNTS_S + 1, lived(7200, 6.0)),
+        (0.0, replace(lived(7200, 6.0), forecaster=forecast.Forecaster())),
+    ):
+        w = tracked()
+        w.streams = 2
+        w.memory, w.rate, w.age_s = memory, 6.0, age_s
+        w.run(300)
+        assert w.total == 1
+
+
+def test_in_steady_load_nothing_is_written_however_long_it_is_learned() -> None:
+    w = tracked()
+    w.streams = 2
+    w.memory, w.rate = lived(7200, 1.0), 1.0
+    w.run(400)
+    writes = len(w.writes)
+    w.run(1800)
+    assert w.writes[writes:] == []
