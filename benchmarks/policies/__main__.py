@@ -1,6 +1,6 @@
 """Every policy beside what others published, on the public traces: tables, verdicts and plots.
 
-    python -m benchmarks.policies [spot …] [--traces DIR] [--out DIR] [--json]
+    python -m benchmarks.policies [spot autoscale …] [--traces DIR] [--out DIR] [--json]
 
 One module per section: `measure(traces, out)` returns a `Report`, or None with a sentence printed
 where its traces are absent. Deterministic: the seed is fixed and printed.
@@ -13,7 +13,7 @@ import importlib
 import sys
 from pathlib import Path
 
-SECTIONS = {"spot": "benchmarks.policies.spot"}
+SECTIONS = {"spot": "benchmarks.policies.spot", "autoscale": "benchmarks.policies.autoscale"}
 TRACES = Path("../shared/traces")
 
 
