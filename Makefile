@@ -8,7 +8,7 @@ ENVIRONMENT := .venv/.complete
 SPOT := $(PY) -m spotinference
 PYTEST := $(PY) -m pytest
 PEERS := benchmarks/gateway/requirements
-BENCHMARKS := wake crowd steady reclaims ramp no_capacity second_wake parked_memory parked_cost trace_play
+BENCHMARKS := wake crowd steady reclaims notices ramp no_capacity second_wake parked_memory parked_cost trace_play
 
 # Where byte code is forbidden every process that a test starts would compile its imports anew.
 unexport PYTHONDONTWRITEBYTECODE

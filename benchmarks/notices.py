@@ -15,6 +15,7 @@ import argparse
 import asyncio
 import contextlib
 import json
+import os
 import sys
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime
@@ -225,6 +226,12 @@ async def give_notice(bed: ClusterHandle, tiers: list[str]) -> dict[str, float]:
     return waits
 
 
+def cpu_s(bed: ClusterHandle, process: str) -> float:
+    """Processor time that one process of the cluster has used so far."""
+    stat = Path(f"/proc/{bed.state.pids[process]}/stat").read_text().rpartition(")")[2].split()
+    return (int(stat[11]) + int(stat[12])) / os.sysconf("SC_CLK_TCK")
+
+
 def _waits(
     log: Path, mark: int, places: dict[str, tuple[str, str]], targets: dict[str, str]
 ) -> dict[str, float]:
@@ -298,7 +305,12 @@ async def measure(nodes: int, notices: int, rounds: int) -> Report:
             for number in range(1, rounds + 1):
                 print(f"round {number}: {nodes} nodes, {notices} notices …", file=sys.stderr)
                 await asyncio.sleep(REST_S)
+                load, used = os.getloadavg()[0], cpu_s(bed, "apiserver")
                 waits = list((await give_notice(bed, tiers)).values())
+                report.facts[f"round {number}: load of the machine"] = load
+                report.facts[f"round {number}: API server's CPU, s"] = round(
+                    cpu_s(bed, "apiserver") - used, 2
+                )
                 every += waits
                 _row(report, str(number), waits)
                 if number < rounds:
