@@ -8,7 +8,7 @@ is released first, then it is told to stop.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import kopf
@@ -19,6 +19,26 @@ from spotinference.controller import handlers
 
 BACKOFFS_S = (1, 1, 2, 3, 5, 8, 13, 21, *([30] * 20))
 """About ten minutes of an absent API server before the process gives up and is restarted."""
+
+
+class NoDiffBase(kopf.DiffBaseStorage):
+    """We have no handler that asks what changed, so nothing is copied to find it out: a tenth of
+    the operator's time while fifty nodes get a notice at once.
+    """
+
+    def build(
+        self,
+        *,
+        body: kopf.Body,  # noqa: ARG002  # the base class's signature
+        extra_fields: Iterable[Any] | None = None,  # noqa: ARG002
+    ) -> Any:
+        return {}
+
+    def fetch(self, *, body: kopf.Body) -> Any:  # noqa: ARG002
+        return None
+
+    def store(self, *, body: kopf.Body, patch: kopf.Patch, essence: Any) -> None:
+        """Nothing is kept on objects."""
 
 
 def registry(kube: Kube, router: handlers.Router) -> kopf.OperatorRegistry:
@@ -46,6 +66,7 @@ def settings(silence_s: float) -> kopf.OperatorSettings:
     made.posting.enabled = False
     made.scanning.disabled = True
     made.peering.standalone = True
+    made.persistence.diffbase_storage = NoDiffBase()
     made.watching.inactivity_timeout = silence_s
     made.networking.connect_timeout = 10
     made.networking.request_timeout = 60
