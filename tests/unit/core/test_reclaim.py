@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import timedelta
 
 import pytest
 
+from spotinference.core.fleet import Standing, standing
 from spotinference.core.observed import Market
 from spotinference.core.plan import DoomReason
 from spotinference.core.reconcile import decide
@@ -426,3 +428,16 @@ def test_a_replica_of_a_silent_node_is_given_up_without_force() -> None:
     lost = [p.name for p in w.pods.values() if p.node == node]
     plan = w.step()
     assert [d.name for d in plan.deletes if d.grace_s == 0] == lost
+
+
+@pytest.mark.fault(41)
+def test_a_volume_known_to_lie_elsewhere_is_refused_before_any_node_comes() -> None:
+    w = world()
+    w.capacity = dict.fromkeys(_markets(w), 0)
+    w.demand(1)
+    w.run(2)
+    (waiting,) = w.observe().replicas
+    far = replace(waiting, volume_zones=frozenset({"zone-9"}))
+    near = replace(waiting, volume_zones=frozenset({waiting.market.zone, "zone-9"}))
+    found = [standing(view, pool(), w.now) for view in (waiting, near, far)]
+    assert found == [Standing.STARTING, Standing.STARTING, Standing.REFUSED]
