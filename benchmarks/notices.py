@@ -76,10 +76,10 @@ ENGINE_ADDRESS = "127.99.0.1"
 METRICS = "vllm:num_requests_running 0\nvllm:num_requests_waiting 0\nvllm:request_success_total 1\n"
 RENEW_S = 8.0
 """Kubelets renew each 10 s. Only nodes that may get a pod do here: nobody asks for the others'."""
-AT_ONCE = 32
+AT_ONCE = 8
 REST_S = 5.0
 """Until what the last step left behind is done."""
-RENEW_AT_ONCE = 8
+RENEW_AT_ONCE = 16
 ANSWER_S = 30.0
 """A notice that is not answered by then counts as not answered."""
 

@@ -18,7 +18,7 @@ import structlog
 from spotinference import errors
 from spotinference.api import times
 from spotinference.api.kinds import EVENT, Json
-from spotinference.clients.kube import Kube
+from spotinference.clients.kube import WATCH_TIMEOUT_S, Kube
 from spotinference.clients.reflector import Reflector
 from spotinference.core.observed import NodeEvent
 from spotinference.core.providers import EVENT_REASONS
@@ -28,6 +28,8 @@ log = structlog.get_logger(__name__)
 NAMESPACE = "default"
 MAX_REMEMBERED = 10_000
 FORBIDDEN_RETRY_S = 300.0
+SILENCE_S = WATCH_TIMEOUT_S + 30.0
+"""The API server sends no bookmarks for events: only its own time-out ends a quiet watch."""
 
 
 class NodeEvents:
@@ -86,6 +88,7 @@ class NodeEvents:
                 namespace=NAMESPACE,
                 field_selector=f"involvedObject.kind=Node,reason={reason}",
                 on_change=lambda _, after: None if after is None else self.saw(after),
+                silence_s=SILENCE_S,
             )
             try:
                 await watch.run()
