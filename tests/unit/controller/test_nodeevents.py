@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from typing import cast
+import asyncio
+from collections.abc import AsyncIterator
+from typing import Any, cast
 
 from spotinference.api.kinds import EVENT, NODE, Json
-from spotinference.clients.kube import Kube
+from spotinference.clients.kube import WATCH_TIMEOUT_S, Kube, Listing, WatchEvent
 from spotinference.controller import nodeevents
 from spotinference.controller.nodeevents import NodeEvents
+from spotinference.core.providers import EVENT_REASONS
+from tests.support.eventually import eventually
 from tests.unit.controller.objects import obj
 
 MADE = "2026-11-21T05:00:00Z"
@@ -77,3 +81,31 @@ def test_the_memory_of_events_is_bounded() -> None:
     for number in range(nodeevents.MAX_REMEMBERED + 5):
         it.saw(event(name=f"node-{number}"))
     assert len(it._newest) == nodeevents.MAX_REMEMBERED
+
+
+class QuietKube:
+    """Nothing ever happens; what was asked for is remembered."""
+
+    def __init__(self) -> None:
+        self.asked: list[dict[str, Any]] = []
+
+    async def list(self, *_: object, **__: object) -> Listing:
+        return Listing([], "1")
+
+    async def watch(self, _: object, namespace: str, **how: Any) -> AsyncIterator[WatchEvent]:
+        self.asked.append({"namespace": namespace, **how})
+        await asyncio.Event().wait()
+        yield WatchEvent("BOOKMARK", {})
+
+
+async def test_each_reason_is_watched_alone_and_a_quiet_watch_is_no_frozen_one() -> None:
+    """Without bookmarks, which the API server does not send for events, only its time-out ends it."""
+    kube = QuietKube()
+    task = asyncio.create_task(NodeEvents(cast("Kube", kube), lambda _: None).run())
+    await eventually(lambda: len(kube.asked) == len(EVENT_REASONS), 10)
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+    selectors = {f"involvedObject.kind=Node,reason={reason}" for reason in EVENT_REASONS}
+    assert {how["field_selector"] for how in kube.asked} == selectors
+    assert all(how["namespace"] == "default" for how in kube.asked)
+    assert all(how["silence_s"] > WATCH_TIMEOUT_S for how in kube.asked)
