@@ -37,6 +37,8 @@ class Reason(StrEnum):
     """Enough replicas answer requests."""
     SCALING = "Scaling"
     """The number of replicas is on its way to the one decided."""
+    PLACED = "Placed"
+    """Event only: a replica was given a market; the message says which and why."""
     DRAINING = "Draining"
     """Replicas finish running requests before they go."""
     STEADY = "Steady"

@@ -464,6 +464,15 @@ class DecisionStatus(ApiModel):
     )
 
 
+class PlacementStatus(ApiModel):
+    """The last decision that gave a market one replica more."""
+
+    at: Time = Field(description="When it was taken.")
+    reason: Annotated[str, StringConstraints(max_length=1024)] = Field(
+        description="Which markets, and why these."
+    )
+
+
 class WeightsStatus(ApiModel):
     """Which weights serve."""
 
@@ -524,6 +533,9 @@ class TierStatus(ApiModel):
     )
     last_decision: DecisionStatus | None = Field(
         default=None, description="The last decision that changed the number of replicas."
+    )
+    last_placement: PlacementStatus | None = Field(
+        default=None, description="The last decision that gave a market one replica more."
     )
     weights: WeightsStatus | None = Field(default=None, description="Which weights serve.")
     engine_failure: EngineFailureStatus | None = Field(

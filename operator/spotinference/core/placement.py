@@ -16,6 +16,7 @@ from datetime import datetime, timedelta
 
 from spotinference.core import buying, outlook
 from spotinference.core.fleet import KINDS, STALE_HOLD_S, Fleet, Place, Replica, Standing
+from spotinference.core.markets import HOUR_S
 from spotinference.core.observed import Market
 from spotinference.core.outlook import Outlook, newly_leaving
 from spotinference.core.plan import Doom, DoomReason, Pardon
@@ -59,6 +60,8 @@ class Placement:
     nowhere: bool
     """no market may be given a replica: all are cordoned, gone, or not to be used"""
     look_again_at: tuple[datetime, ...]
+    why: str = ""
+    """where replicas are added, and why there; empty when none is"""
 
 
 @dataclass(slots=True)
@@ -72,6 +75,7 @@ class _Draft:
     dooms: list[Doom] = field(default_factory=list)
     victims: set[str] = field(default_factory=set)
     timers: list[datetime] = field(default_factory=list)
+    why: dict[Market, str] = field(default_factory=dict)
 
 
 def place(fleet: Fleet, terms: Terms) -> Placement:
@@ -100,6 +104,7 @@ def place(fleet: Fleet, terms: Terms) -> Placement:
         unplaced=unplaced,
         nowhere=not usable(fleet.places, burst=terms.burst, base=terms.base),
         look_again_at=tuple(draft.timers),
+        why=_why(draft),
     )
 
 
@@ -228,11 +233,43 @@ def _grow(draft: _Draft, need: int) -> int:
     """Find places for `need` replicas; returns how many found none."""
     waiting = _refused_by_market(draft)
     for left in range(need, 0, -1):
-        best = _best_open(draft) or _stay(draft, waiting) or _next_probe(draft)
+        best = _best_open(draft)
+        if best is not None:
+            draft.why[best.market] = _reason(draft, best)
+        else:  # the condition CapacityAvailable says what is tried
+            best = _stay(draft, waiting) or _next_probe(draft)
         if best is None:
             return left
         draft.counts[best.market] += 1
     return 0
+
+
+def _reason(draft: _Draft, place_: Place) -> str:
+    """Why this market, as it was chosen: true when it is said, so it changes with nothing else."""
+    kind = place_.pool.capacity_type
+    if kind == "reserved":
+        return "reserved, it is paid for in any case"
+    if kind == "on-demand":
+        if _sure_count(draft) < draft.terms.base:
+            return "on-demand, for placement.onDemand.base"
+        return "on-demand, because no spot market takes launches"
+    price = place_.pool.price
+    cost = "" if price is None else f" at ${price.micro_usd_per_hour / 1e6:g} per hour"
+    known = draft.outlook.beliefs.markets.get(place_.market)
+    if known is None:
+        return f"spot{cost}, not tried before"
+    calm_h = known.calm_s(draft.terms.now.timestamp()) / HOUR_S
+    return f"spot{cost}, calm for {calm_h:.1f} h"
+
+
+def _why(draft: _Draft) -> str:
+    """Only of what changes: a launch that is asked for already was explained then."""
+    before = {p.market: p.spec_replicas for p in draft.places}
+    return "; ".join(
+        f"{market}: {why}"
+        for market, why in draft.why.items()
+        if draft.counts[market] > before[market]
+    )
 
 
 def _refused_by_market(draft: _Draft) -> dict[Market, list[Replica]]:

@@ -15,6 +15,7 @@ from spotinference.api.tier import (
     DecisionStatus,
     LearnedStatus,
     MarketStatus,
+    PlacementStatus,
     TierStatus,
 )
 from spotinference.core import learned, lifecycle, outlook
@@ -77,6 +78,7 @@ def status_of(observed: Observed, d: Decision) -> TierStatus:
             "scaling": d.count.scaling,
             "learned": _learned(observed),
             "last_decision": _decision(observed, d.count),
+            "last_placement": _placement(observed, d.placement),
             "weights": d.weights.status,
             "engine_failure": d.verdict.status,
         }
@@ -411,6 +413,12 @@ def _decision(observed: Observed, count: Count) -> DecisionStatus:
     )
 
 
+def _placement(observed: Observed, placement: Placement) -> PlacementStatus | None:
+    if not placement.why:
+        return observed.status.last_placement
+    return PlacementStatus(at=times.to_text(observed.now), reason=placement.why[:MESSAGE_LIMIT])
+
+
 _WARNINGS = frozenset(
     {
         Reason.NO_CAPACITY,
@@ -451,4 +459,7 @@ def events(before: TierStatus, after: TierStatus) -> list[EventNote]:
         reason = Reason.WAKE_CALLED_OFF if off else Reason.SCALING
         what = "1 replica" if new.desired == 1 else f"{new.desired} replicas"
         notes.append(EventNote(EventType.NORMAL, reason, f"{what}: {new.reason}"))
+    placed = after.last_placement
+    if placed is not None and placed != before.last_placement:
+        notes.append(EventNote(EventType.NORMAL, Reason.PLACED, placed.reason))
     return notes

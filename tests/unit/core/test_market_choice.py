@@ -178,3 +178,27 @@ def test_the_default_tier_keeps_no_spare() -> None:
     assert tier().placement.on_demand.base == 0
     asked_for(w, 1).run(600)
     assert w.total == 1
+
+
+def test_status_and_event_say_where_a_replica_goes_and_why_there() -> None:
+    w = world(placement={"pools": ["spot-a", "steady"]})
+    w.pools["spot-a"] = priced(350_000, pool(("zone-1",)))
+    asked_for(w, 1).run(120)
+    placed = w.status.last_placement
+    assert placed is not None
+    assert placed.reason == "spot-a/zone-1: spot at $0.35 per hour, not tried before"
+    assert f"Placed: {placed.reason}" in w.events
+    w.capacity = {Market("spot-a", "zone-1"): 0}
+    w.reclaim(w.node_of("spot-a/zone-1"))
+    w.run(120)
+    assert w.status.last_placement is not None
+    assert w.status.last_placement.reason == (
+        "steady/zone-1: on-demand, because no spot market takes launches"
+    )
+
+
+def test_a_tier_that_nothing_takes_is_not_explained_again_and_again() -> None:
+    w = world(placement={"pools": ["spot-a"]})
+    w.capacity = dict.fromkeys([Market("spot-a", z) for z in ("zone-1", "zone-2")], 0)
+    asked_for(w, 1).run(1800)
+    assert len([e for e in w.events if e.startswith("Placed: ")]) == 2, "once per market"
