@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from benchmarks.gateway import install
+from benchmarks.gateway import install, processes
 from benchmarks.gateway.cluster import KEY
 from benchmarks.gateway.install import Missing
 from spotinference import __version__
@@ -105,7 +105,7 @@ def _vllm_router(*tuning: str) -> Callable[[Upstream, int, Path], Launch]:
         home = install.environment("vllm-router")
         command = [
             str(home / "vllm-router"), "--host", "127.0.0.1", "--port", str(port),
-            "--worker-urls", upstream.url, "--prometheus-port", str(port + 1),
+            "--worker-urls", upstream.url, "--prometheus-port", str(processes.free_port()),
             "--log-level", "error", *tuning,
         ]  # fmt: skip
         return Launch(install.version(home, "vllm-router"), command, {})
@@ -118,7 +118,7 @@ def _sglang_router(upstream: Upstream, port: int, folder: Path) -> Launch:
     home = install.environment("sglang-router")
     command = [
         str(home / "sglang-router"), "launch", "--host", "127.0.0.1", "--port", str(port),
-        "--worker-urls", upstream.url, "--prometheus-port", str(port + 1), "--log-level", "error",
+        "--worker-urls", upstream.url, "--prometheus-port", str(processes.free_port()), "--log-level", "error",
     ]  # fmt: skip
     return Launch(install.version(home, "sglang-router"), command, {})
 
