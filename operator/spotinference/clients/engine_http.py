@@ -162,6 +162,7 @@ class Answer(asyncio.Protocol):
 
     def close(self) -> None:
         """The answer is done with: an unread rest cuts the connection, else it is used again."""
+        self._sink_error = None  # its frames hold us
         if self.ended and self._reusable and self._failure is None:
             self._asked = False
             self._begin()

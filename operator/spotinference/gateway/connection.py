@@ -64,6 +64,11 @@ class Connection(RequestHandler):
         if listener.count > listener.max_connections:
             socket.abort()
 
+    def connection_lost(self, exc: BaseException | None) -> None:
+        if exc is not None:
+            exc.__traceback__ = None  # its frames hold what was being written, and that holds us
+        super().connection_lost(exc)
+
     def data_received(self, data: bytes) -> None:
         super().data_received(data)
         messages = self._messages
