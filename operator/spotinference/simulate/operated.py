@@ -7,7 +7,7 @@ makes it from the API; what it asks for is carried out at once. Weights and cach
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 
 from spotinference.api import names
@@ -15,10 +15,11 @@ from spotinference.api.demand import Demand
 from spotinference.api.kinds import DEPLOYMENT, Json
 from spotinference.api.pool import PoolSpec
 from spotinference.api.tier import TierSpec, TierStatus
-from spotinference.core import status
+from spotinference.core import autoscale, sizing, status
 from spotinference.core.fleet import Standing
 from spotinference.core.observed import (
     CacheView,
+    Learned,
     NodeHealth,
     NodeView,
     Notice,
@@ -30,7 +31,7 @@ from spotinference.core.observed import (
 )
 from spotinference.core.reconcile import resolve
 from spotinference.simulate.machines import Machines, Pod
-from spotinference.simulate.traffic import Traffic
+from spotinference.simulate.traffic import Tally, Traffic
 
 EPOCH = datetime(2026, 1, 5, tzinfo=UTC)
 """A Monday, so that a daily or weekly pattern begins at midnight."""
@@ -38,6 +39,7 @@ REF = TierRef("default", "replayed")
 UID = "replayed"
 SETTINGS = OperatorSettings(image="spotinference")
 REVISION = "0" * 40
+LEARN_EVERY_S = 10.0
 
 
 @dataclass(slots=True)
@@ -49,8 +51,16 @@ class Operated:
     decisions: list[tuple[float, int, str]] = field(default_factory=list)
     """(second, replicas, why), when it changed"""
     _resting: bool = False
+    _memory: sizing.Memory = field(default_factory=sizing.Memory)
+    _reading: sizing.Reading | None = None
+    _before: Tally = field(default_factory=Tally)
+    _busy_s: float = 0.0
+    _up_s: float = 0.0
+    _seen_at: float = 0.0
+    _read_at: float = 0.0
 
     def act(self, now: float, machines: Machines, traffic: Traffic) -> None:
+        self._learn(now, machines, traffic)
         if self._resting and not machines.pods and not traffic.waiting:
             return  # nothing to see, and no timer runs while a tier sleeps
         observed = self.observe(now, machines, traffic)
@@ -74,6 +84,32 @@ class Operated:
         if after is not None and (before is None or before.desired != after.desired):
             self.decisions.append((now, after.desired, after.reason))
 
+    def _learn(self, now: float, machines: Machines, traffic: Traffic) -> None:
+        """One reading, as often as the operator's own (`controller/learning.py`)."""
+        passed_s, self._seen_at = now - self._seen_at, now
+        ready = [p for p in machines.pods.values() if p.serves]
+        target = self.spec.scaling.target_running
+        self._busy_s += passed_s * sum(min(1.0, traffic.running(p.name) / target) for p in ready)
+        self._up_s += passed_s * len(ready)
+        if now - self._read_at < LEARN_EVERY_S:
+            return
+        tally, before = traffic.tally, self._before
+        self._reading = sizing.Reading(
+            at_s=_at(now).timestamp(),
+            arrived=tally.requests - before.requests,
+            finished=tally.finished - before.finished,
+            tokens=tally.finished_tokens - before.finished_tokens,
+            busy_s=self._busy_s,
+            up_s=self._up_s,
+            waiting=round(traffic.queued),
+            running=round(sum(traffic.running(p.name) for p in ready)),
+            ready=len(ready),
+            starting=len(machines.pods) - len(ready),
+        )
+        rules = autoscale.sizing_rules(self.status, self.spec.scaling.max_replicas)
+        self._memory = sizing.learn(self._memory, self._reading, rules)
+        self._before, self._busy_s, self._up_s, self._read_at = replace(tally), 0.0, 0.0, now
+
     def observe(self, now: float, machines: Machines, traffic: Traffic) -> Observed:
         at = EPOCH + timedelta(seconds=now)
         return Observed(
@@ -90,6 +126,7 @@ class Operated:
             demands=_demands(machines, traffic),
             children=_deployments(machines),
             settings=SETTINGS,
+            learned=None if self._reading is None else Learned(self._memory, self._reading),
         )
 
     def _replicas(

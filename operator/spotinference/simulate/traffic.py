@@ -44,9 +44,15 @@ class _Waiting:
 
 @dataclass(slots=True)
 class _Answers:
-    ends_at: float
+    """Begun one by one over a step, so they end one by one over a time as long."""
+
+    last_ends_at: float
     count: float
     work: float
+    output_tokens: float
+    """of one"""
+    left: float = 1.0
+    """share that still runs"""
 
 
 @dataclass(slots=True)
@@ -61,7 +67,7 @@ class _Replica:
 
     @property
     def running(self) -> float:
-        return sum(a.count for a in self.answers)
+        return sum(a.count * a.left for a in self.answers)
 
 
 @dataclass(slots=True)
@@ -80,6 +86,8 @@ class Tally:
     cut: float = 0.0
     """answers that could not go on before the cap"""
     output_tokens: float = 0.0
+    finished: float = 0.0
+    finished_tokens: float = 0.0
     waited_s: float = 0.0
 
 
@@ -138,21 +146,33 @@ class Traffic:
         self._lose(now, alive)
         for replica in self.replicas.values():
             replica.begun = replica.reread = 0.0
-            replica.answers = [a for a in replica.answers if a.ends_at > now]
         if serving:
             self._begin_all(now, dt, serving)
         else:
             self._park()
+        self._finish(now + dt)
         self._give_up(now)
+
+    def _finish(self, now: float) -> None:
+        for replica in self.replicas.values():
+            for answer in replica.answers:
+                left = min(answer.left, max(0.0, answer.last_ends_at - now) / self.step_s)
+                done = answer.count * (answer.left - left)
+                answer.left = left
+                self.tally.finished += done
+                self.tally.finished_tokens += done * answer.output_tokens
+            replica.answers = [a for a in replica.answers if a.left > 0]
 
     def _lose(self, now: float, alive: Collection[str]) -> None:
         lost = [a for n in set(self.replicas) - set(alive) for a in self.replicas.pop(n).answers]
         for a in lost:
-            if a.ends_at > now:
-                left_s = a.ends_at - now
-                self.waiting.appendleft(
-                    _Waiting(now, a.count, a.work, left_s, 0.0, parked=False, cut=True)
+            # Those that still run end, in the mean, so long before the last of them.
+            left_s = a.last_ends_at - now - a.left * self.step_s / 2
+            self.waiting.appendleft(
+                _Waiting(
+                    now, a.count * a.left, a.work, left_s, a.output_tokens, parked=False, cut=True
                 )
+            )
 
     def _begin_all(self, now: float, dt: float, serving: Collection[str]) -> None:
         for name in serving:
@@ -174,9 +194,8 @@ class Traffic:
         fair = max(1.0, head.count / among)
         # A request is not split: the last one may overdraw the allowance, and is paid off later.
         count = min(head.count, fair, max(1.0, replica.allowance / work) if work > 0 else fair)
-        # Begun at some moment of the step, not all at its beginning.
-        ends_at = now + self.step_s / 2 + head.answer_s
-        replica.answers.append(_Answers(ends_at, count, head.work))
+        last_ends_at = now + self.step_s + head.answer_s
+        replica.answers.append(_Answers(last_ends_at, count, head.work, head.output_tokens))
         replica.allowance -= count * work
         replica.begun += count * work
         head.count -= count

@@ -145,6 +145,7 @@ class Checked(Operated):
     asked = 0
 
     def act(self, now: float, machines: Machines, traffic: Traffic) -> None:
+        self._learn(now, machines, traffic)
         plan = decide(self.observe(now, machines, traffic))
         super().act(now, machines, traffic)
         rendered = {

@@ -98,6 +98,16 @@ def test_an_answer_that_finds_no_replica_before_the_cap_is_cut() -> None:
     assert (t.tally.cut, t.tally.refused, t.queued) == (20, 0, 0)
 
 
+@pytest.mark.parametrize("answer_s", [4.0, 10.0, 15.0, 30.0, 47.0])
+def test_as_many_run_as_come_in_the_time_of_an_answer(answer_s: float) -> None:
+    t = traffic(answer_s=answer_s)
+    for now in range(0, 600, 10):
+        arrive(t, now, 10)
+        t.step(now, STEP_S, ["a"], ["a"])
+    assert t.running("a") == pytest.approx(1.0 * answer_s)
+    assert t.tally.finished + t.running("a") == pytest.approx(t.tally.begun)
+
+
 def test_a_doomed_replica_finishes_what_it_has_and_gets_nothing_new() -> None:
     t = traffic()
     arrive(t, 0, 20)
