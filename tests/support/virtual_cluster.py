@@ -12,14 +12,11 @@ from datetime import UTC, datetime, timedelta
 
 from spotinference.api import names, times
 from spotinference.api.kinds import DEPLOYMENT, JOB, POD, Json
+from spotinference.core import diff
 from spotinference.core.observed import Market
 from spotinference.core.plan import Apply, Delete
 
 EPOCH = datetime(2026, 11, 1, 12, 0, 0, tzinfo=UTC)
-
-
-_UIDS = itertools.count(1)
-"""No two objects have one uid, those of another world included."""
 
 
 @dataclass
@@ -95,6 +92,10 @@ class VirtualCluster:
     writes: list[Write] = field(default_factory=list)
     _ids: itertools.count[int] = field(default_factory=lambda: itertools.count(1))
 
+    def __post_init__(self) -> None:
+        # Uids begin anew in each world: what is remembered of another one's is not this one's.
+        diff.forget()
+
     # --- requests that change it ------------------------------------------------------------------
 
     def _wrote(self, what: str) -> None:
@@ -113,7 +114,7 @@ class VirtualCluster:
             if manifest.get("spec") != before.get("spec"):
                 manifest["metadata"]["generation"] += 1
         else:
-            manifest["metadata"]["uid"] = f"uid-{next(_UIDS)}"
+            manifest["metadata"]["uid"] = f"uid-{next(self._ids)}"
             manifest["metadata"]["generation"] = 1
             manifest["metadata"]["creationTimestamp"] = times.to_text(self.now)
         manifest["metadata"]["resourceVersion"] = str(next(self._ids))

@@ -86,6 +86,11 @@ _SAME: set[tuple[str, str, str, object]] = set()
 """(uid and resourceVersion of the live object, hash and replicas of ours): a version never changes."""
 
 
+def forget() -> None:
+    """Everything that is remembered; for worlds whose uids begin anew."""
+    _SAME.clear()
+
+
 def _key(desired: Json, live: Json) -> tuple[str, str, str, object] | None:
     metadata = live.get("metadata", {})
     uid, version = metadata.get("uid"), metadata.get("resourceVersion")

@@ -134,8 +134,11 @@ def _moving(draft: _Draft) -> int:
     if sure < terms.base:
         return int(any(_takes_launches(draft, p) for p in _allowed(draft, _sure_places(draft))))
     moved = _sure_places(draft) if sure == terms.base else _other_places(draft)
-    needed = terms.base if sure == terms.base else terms.wanted - terms.base
-    if needed == 0 or (sure == terms.base and total == terms.wanted):
+    if sure > terms.base and total == terms.wanted:
+        return int(any(_takes_launches(draft, p) for p in _allowed(draft, moved)))
+    # One at a time: each that came must have proven itself before one that is dear goes.
+    needed = terms.base if sure == terms.base else total - sure
+    if needed == 0 or total == terms.wanted:
         return 0
     ready = [r.view.ready_at for p in moved for r in p.having(Standing.READY) if r.view.ready_at]
     over = sorted(at + timedelta(seconds=PROVEN_S) for at in ready)[needed - 1 : needed]

@@ -106,6 +106,21 @@ def test_from_on_demand_back_to_spot_once_spot_is_proven_and_never_below_the_wan
     w.settle()
 
 
+def test_several_bridges_are_relieved_one_after_the_other() -> None:
+    w = world(placement={"pools": ["spot-a", "steady"]}, scaling={"maxReplicas": 4})
+    w.capacity = dict.fromkeys([Market("spot-a", z) for z in ("zone-1", "zone-2")], 0)
+    asked_for(w, 3).run(900)
+    assert w.replicas == {"steady/zone-1": 3}
+    w.capacity = {}
+    for _ in range(4800):
+        w.step()
+        assert len(w.ready) >= 3
+        assert w.total <= 4
+    assert "steady/zone-1" not in w.replicas
+    assert w.total == 3
+    w.settle()
+
+
 def test_the_return_to_spot_never_exceeds_max_replicas() -> None:
     w = world(placement={"pools": ["spot-a", "steady"]}, scaling={"maxReplicas": 1})
     w.capacity = dict.fromkeys([Market("spot-a", z) for z in ("zone-1", "zone-2")], 0)
