@@ -44,9 +44,10 @@ async def test_a_trace_takes_the_surplus_and_gives_capacity_elsewhere(
         await live.kube.create(POD, gpu_pod(name))
 
     async def both() -> bool:
-        return len(await live.gpu_nodes()) == 2
+        pods = [await live.kube.get(POD, name, "default") for name in ("one", "two")]
+        return len({pod["spec"].get("nodeName") for pod in pods} - {None}) == 2
 
-    await eventually(both, 30, "two nodes are up")
+    await eventually(both, 30, "two pods have a node each")
     for zone, data in (("zone-a", [2, 1]), ("zone-b", [0, 3])):
         body = {"metadata": {"gap_seconds": 60}, "data": data}
         (tmp_path / f"{zone}.json").write_text(json.dumps(body))
