@@ -355,7 +355,7 @@ async def test_no_client_gives_up_during_a_wake_of_six_minutes() -> None:
         async with stalls() as stood_still:
             try:
                 await wake_of_six_minutes(scale)
-            except Exception:
+            except Exception:  # each client gives up with exceptions of its own
                 if scale == SCALES[-1] or stood_still.worst_s < PATIENCE_S / scale:
                     raise
             else:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import json
+from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -19,12 +20,13 @@ from spotinference.api.kinds import Json
 
 
 @dataclass
-class Cloud:
+class Cloud(ABC):
     fault: int | str | None = None
     asked: list[str] = field(default_factory=list)
 
+    @abstractmethod
     def routes(self) -> list[web.RouteDef]:
-        raise NotImplementedError
+        """What this cloud answers."""
 
     @asynccontextmanager
     async def serving(self) -> AsyncIterator[str]:

@@ -48,8 +48,6 @@ class Operated:
     pools: Mapping[str, PoolSpec]
     name: str = "ours"
     status: TierStatus = field(default_factory=TierStatus)
-    decisions: list[tuple[float, int, str]] = field(default_factory=list)
-    """(second, replicas, why), when it changed"""
     _resting: bool = False
     _memory: sizing.Memory = field(default_factory=sizing.Memory)
     _reading: sizing.Reading | None = None
@@ -78,11 +76,7 @@ class Operated:
             at_once = removal.standing is Standing.LOST
             machines.delete(removal.view.name, at_once=at_once, now=now)
         self._resting = decision.count.desired == 0 and not any(machines.sizes.values())
-        before = self.status.last_decision
         self.status = status.status_of(observed, decision)
-        after = self.status.last_decision
-        if after is not None and (before is None or before.desired != after.desired):
-            self.decisions.append((now, after.desired, after.reason))
 
     def _learn(self, now: float, machines: Machines, traffic: Traffic) -> None:
         """One reading, as often as the operator's own (`controller/learning.py`)."""

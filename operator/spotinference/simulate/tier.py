@@ -9,7 +9,7 @@ caches are warm), engines that crash, requests of unequal length within one bin.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from random import Random
 from typing import Protocol
@@ -233,8 +233,3 @@ class _Replay:
             )
         )
         self._requests, self._lost = 0.0, self.machines.reclaimed
-
-
-def run_all(setup: Setup, controllers: Sequence[Controller]) -> list[Outcome]:
-    """Each controller on the same workload, markets and seed."""
-    return [replay(setup, controller) for controller in controllers]

@@ -88,7 +88,6 @@ class Tally:
     output_tokens: float = 0.0
     finished: float = 0.0
     finished_tokens: float = 0.0
-    waited_s: float = 0.0
 
 
 @dataclass(slots=True)
@@ -205,7 +204,6 @@ class Traffic:
             return
         waited_s = now - head.at
         self.tally.begun += count
-        self.tally.waited_s += waited_s * count
         self.tally.output_tokens += head.output_tokens * count
         if waited_s > self.rules.late_after_s:
             self.tally.late += count
