@@ -101,8 +101,12 @@ class Exchange(ABC):
         """of these attempts, those that a full queue turned away"""
         self._losses = 0
         self.trace = Trace()
+        self._begun()
 
     # --- what is different for each kind --------------------------------------------------------
+
+    def _begun(self) -> None:  # noqa: B027  # a kind may keep nothing
+        """What this kind of answer keeps, made when the request has come."""
 
     @abstractmethod
     async def _give(self) -> web.StreamResponse:

@@ -7,46 +7,26 @@ import time
 import orjson
 from aiohttp import web
 
-from spotinference.api.keys import ApiKey
 from spotinference.clients.engine_http import Answer as EngineAnswer
 from spotinference.clients.engine_http import Broken
 from spotinference.core import responses
-from spotinference.core.continuation import Class, Prepared
+from spotinference.core.continuation import Class
 from spotinference.core.evacuation import Progress
 from spotinference.core.responses import Answer
-from spotinference.core.routing import Work
 from spotinference.core.splice import Diverged, EngineFailed
 from spotinference.core.stream import Framer, events
 from spotinference.gateway import engines
 from spotinference.gateway.attempt import Attempt
-from spotinference.gateway.catalogue import Tier
-from spotinference.gateway.context import Context
 from spotinference.gateway.engines import Lost
 from spotinference.gateway.errors import Code, GatewayError
 from spotinference.gateway.exchange import KEEP_ALIVE, Exchange
-from spotinference.gateway.messages import Request
 from spotinference.gateway.replicas import Replica
-from spotinference.gateway.reply import Reply
 
 
 class ResponseStream(Exchange):
     __slots__ = ("_answer", "_flows")
 
-    def __init__(
-        self,
-        context: Context,
-        http: Request,
-        tier: Tier,
-        prepared: Prepared,
-        work: Work,
-        *,
-        key: ApiKey,
-        body_bytes: int,
-        reply: Reply | None = None,
-    ) -> None:
-        super().__init__(
-            context, http, tier, prepared, work, key=key, body_bytes=body_bytes, reply=reply
-        )
+    def _begun(self) -> None:
         self._answer = Answer()
         """what the client has of it"""
         self._flows = (self._arrived, 0)

@@ -11,25 +11,20 @@ import time
 import orjson
 from aiohttp import web
 
-from spotinference.api.keys import ApiKey
 from spotinference.api.kinds import Json
 from spotinference.clients.engine_http import Answer, Broken
 from spotinference.core import assembly, chunks, continuation
 from spotinference.core.chunks import Identity
-from spotinference.core.continuation import Class, Ending, Next, Prepared, Refusal
+from spotinference.core.continuation import Class, Ending, Next, Refusal
 from spotinference.core.delivered import Delivered
 from spotinference.core.evacuation import Progress
-from spotinference.core.routing import Work
 from spotinference.core.splice import Diverged, EngineFailed, Splice
 from spotinference.core.stream import Framer, events
 from spotinference.gateway import engines
 from spotinference.gateway.attempt import Attempt
-from spotinference.gateway.catalogue import Tier
-from spotinference.gateway.context import Context
 from spotinference.gateway.engines import Lost
 from spotinference.gateway.errors import Code, GatewayError
 from spotinference.gateway.exchange import KEEP_ALIVE, Exchange
-from spotinference.gateway.messages import Request
 from spotinference.gateway.replicas import Replica
 from spotinference.gateway.reply import Reply
 
@@ -40,22 +35,8 @@ GATHERED_RAW_BYTES = 16 * 1024
 class Streamed(Exchange):
     __slots__ = ("_delivered", "_flows", "_next", "_out", "_who", "_whole")
 
-    def __init__(
-        self,
-        context: Context,
-        http: Request,
-        tier: Tier,
-        prepared: Prepared,
-        work: Work,
-        *,
-        key: ApiKey,
-        body_bytes: int,
-        reply: Reply | None = None,
-    ) -> None:
-        super().__init__(
-            context, http, tier, prepared, work, key=key, body_bytes=body_bytes, reply=reply
-        )
-        self._delivered = Delivered(prepared.endpoint)
+    def _begun(self) -> None:
+        self._delivered = Delivered(self._prepared.endpoint)
         self._out: Reply | Silence = self._reply
         """where the chunks of the answer go"""
         self._next: Next | None = None
