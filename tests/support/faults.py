@@ -101,7 +101,8 @@ ROWS: Mapping[int, Row] = {
     ),
     52: Row(
         "Every replica of a tier is unknown.",
-        "The number stays, and MetricsAvailable says why.",
+        "The number stays for half an hour, and MetricsAvailable says why; then it goes back to "
+        "minReplicas, drained as always, and never to zero.",
     ),
     53: Row("Load as a square wave of the worst period.", "A bounded number of changes per hour."),
     54: Row(

@@ -426,6 +426,9 @@ class ScalingStatus(ApiModel):
     over_since: Time | None = Field(default=None, description="Load is over target since.")
     under_since: Time | None = Field(default=None, description="Load is under target since.")
     idle_since: Time | None = Field(default=None, description="Nothing to do since.")
+    unknown_since: Time | None = Field(
+        default=None, description="No replica that serves could be read since."
+    )
     step_started_at: Time | None = Field(
         default=None, description="When the current scale-up period began."
     )

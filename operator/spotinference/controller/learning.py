@@ -2,7 +2,8 @@
 
 Every `EVERY_S` one reading per tier: what its replicas finished since the last one, what they have
 in flight, what gateways hold. Counters that went back (a restarted engine) count from zero, a
-replica without a fresh sample adds nothing and takes nothing away. The decisions are core's.
+replica without a fresh sample adds nothing and takes nothing away, and while none has one nothing is
+learned or foreseen. The decisions are core's.
 """
 
 from __future__ import annotations
@@ -31,8 +32,9 @@ AT_ONCE = 50
 
 @dataclass(frozen=True, slots=True)
 class _Seen:
-    """Of one pod, at the last reading."""
+    """Of one pod, at the last reading that had a sample of it."""
 
+    at_s: float
     finished: float
     rejected: float
     tokens: float
@@ -116,8 +118,11 @@ class Learner:
         parked = sum(d.parked for d in demands)
         reading = self._reading(ref, tier, now_s, passed_s, parked)
         rules = sizing_rules(tier.status, tier.spec.scaling.max_replicas)
-        tier.memory = sizing.learn(tier.memory, reading, rules)
-        tier.reading, tier.at_s, tier.parked = reading, now_s, parked
+        tier.at_s, tier.parked = now_s, parked
+        if reading.blind:
+            tier.memory, tier.reading = sizing.blinded(tier.memory, now_s), None
+            return
+        tier.memory, tier.reading = sizing.learn(tier.memory, reading, rules), reading
         need = sizing.need(tier.memory, reading, rules)
         wanted = 0 if need is None else math.ceil(need.now)
         minute_over = tier.memory.minute_began_s == now_s
@@ -138,7 +143,7 @@ class Learner:
     ) -> sizing.Reading:
         pods: dict[str, _Seen] = {}
         finished = tokens = arrived = busy_s = 0.0
-        running = waiting = ready = starting = known = 0
+        running = waiting = ready = starting = known = unknown = 0
         for pod in self.store.of_tier(POD, ref):
             pod_uid = pod["metadata"]["uid"]
             if pod["metadata"].get("deletionTimestamp") is not None:
@@ -148,20 +153,24 @@ class Learner:
             sample = self.scraper.sample_of(pod_uid)
             before = tier.pods.get(pod_uid)
             if sample is None:
+                unknown += up
                 if before is not None:
                     pods[pod_uid] = before  # unknown, not gone and not zero
                 continue
-            pods[pod_uid] = seen = seen_of(sample)
+            pods[pod_uid] = seen = seen_of(sample, now_s)
             known += up
             running, waiting = running + sample.running, waiting + sample.waiting
             full = sample.running / tier.spec.scaling.target_running
             busy_s += min(1.0, full) * passed_s
             if before is None:
                 continue
-            done = growth(before.finished, seen.finished)
+            # Of what a replica did while it could not be read, this reading's share: else all of it
+            # would look like a burst.
+            share = min(1.0, passed_s / (now_s - before.at_s))
+            done = share * growth(before.finished, seen.finished)
             finished += done
-            tokens += growth(before.tokens, seen.tokens)
-            refused = growth(before.rejected, seen.rejected)
+            tokens += share * growth(before.tokens, seen.tokens)
+            refused = share * growth(before.rejected, seen.rejected)
             arrived += done + refused + seen.in_flight - before.in_flight
         tier.pods = pods
         return sizing.Reading(
@@ -176,11 +185,13 @@ class Learner:
             running=running,
             ready=ready,
             starting=starting,
+            unknown=unknown,
         )
 
 
-def seen_of(sample: Sample) -> _Seen:
+def seen_of(sample: Sample, at_s: float) -> _Seen:
     return _Seen(
+        at_s,
         sample.finished_total,
         sample.rejected_total,
         sample.tokens_total,

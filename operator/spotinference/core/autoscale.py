@@ -25,6 +25,8 @@ READING_COUNTS_S = 60.0
 """A reading is taken every ten seconds; an older one foresees nothing."""
 SCALED_TO_ZERO_IDLE_S = 60.0
 """spec.replicas 0 says asleep: a tier woken under it sleeps again after this, or sooner."""
+UNKNOWN_HOLD_S = 1800.0
+"""While no replica can be read the number stays, but not for ever: then it goes back to the least."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +38,8 @@ class Load:
     waiting: int
     unknown: int
     """replicas that serve, or fell silent, without a fresh sample"""
+    known: int
+    """replicas that serve, with one"""
     active_at: datetime | None
     """last moment at which a replica was seen with work, where the scraper knows"""
 
@@ -67,6 +71,7 @@ def load_of(observed: Observed, fleet: Fleet) -> Load:
         running=sum(s.running for s in samples),
         waiting=sum(s.waiting for s in samples),
         unknown=sum(r.view.sample is None for r in fleet.every if _may_work(r)),
+        known=sum(r.view.sample is not None for r in fleet.ready),
         active_at=max(seen, default=None),
     )
 
@@ -86,7 +91,7 @@ def count(observed: Observed, fleet: Fleet, load: Load, limit: int) -> Count:
     """
     spec, now = observed.spec, observed.now
     current = min(current_count(observed, fleet), limit)
-    scaling = _with_idle(observed.status.scaling, fleet, load, now)
+    scaling = _with_unknown(_with_idle(observed.status.scaling, fleet, load, now), load, now)
     least = min(spec.scaling.min_replicas, limit)
     if spec.paused:
         return Count(0, "paused: spec.paused is set", ScalingStatus())
@@ -104,7 +109,8 @@ def count(observed: Observed, fleet: Fleet, load: Load, limit: int) -> Count:
     if current == 0:
         return Count(0, "asleep: no demand", ScalingStatus())
     return (
-        _sleep(observed, fleet, load, current, least, scaling)
+        _given_up(observed, load, current, max(1, least), scaling)
+        or _sleep(observed, fleet, load, current, least, scaling)
         or _up(observed, load, current, limit, scaling)
         or _down(observed, fleet, load, current, max(1, least), scaling)
     )
@@ -183,6 +189,33 @@ def _with_idle(scaling: ScalingStatus, fleet: Fleet, load: Load, now: datetime) 
     return scaling.model_copy(update={"idle_since": times.to_text(since + up)})
 
 
+def _with_unknown(scaling: ScalingStatus, load: Load, now: datetime) -> ScalingStatus:
+    """`unknownSince` set while no replica that serves can be read."""
+    if load.known > 0 or load.unknown == 0:
+        return scaling.model_copy(update={"unknown_since": None})
+    return scaling.model_copy(update={"unknown_since": scaling.unknown_since or times.to_text(now)})
+
+
+def _held_until(scaling: ScalingStatus) -> datetime | None:
+    since = _parse(scaling.unknown_since)
+    return None if since is None else since + timedelta(seconds=UNKNOWN_HOLD_S)
+
+
+def _given_up(
+    observed: Observed, load: Load, current: int, least: int, scaling: ScalingStatus
+) -> Count | None:
+    """Nothing known for too long: back to the least, or to what the parked requests need.
+
+    Never to zero: a tier that cannot be read may be in use. What goes drains as always.
+    """
+    until = _held_until(scaling)
+    wanted = max(least, needed(observed.spec, load))
+    if until is None or observed.now < until or wanted >= current:
+        return None
+    text = f"no replica could be read for {UNKNOWN_HOLD_S / 60:.0f} min: back to {wanted}"
+    return Count(wanted, f"{text}; {load}", scaling.model_copy(update={"under_since": None}))
+
+
 def _sleep(
     observed: Observed, fleet: Fleet, load: Load, current: int, least: int, scaling: ScalingStatus
 ) -> Count | None:
@@ -257,7 +290,9 @@ def _down(
     unknown = load.unknown > 0 or len(fleet.ready) < current
     if wanted >= current or unknown:
         why = "metrics of a replica are unknown" if load.unknown else "load is on target"
-        return Count(current, f"{why}: {load}", scaling.model_copy(update={"under_since": None}))
+        until = _held_until(scaling)
+        scaling = scaling.model_copy(update={"under_since": None})
+        return Count(current, f"{why}: {load}", scaling, () if until is None else (until,))
     since = _parse(scaling.under_since) or now
     scaling = scaling.model_copy(update={"under_since": times.to_text(since)})
     due = since + timedelta(seconds=durations.seconds(rules.scale_down.stabilization))

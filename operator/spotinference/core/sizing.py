@@ -47,6 +47,13 @@ class Reading:
     running: float
     ready: int
     starting: int
+    unknown: int = 0
+    """of the ready ones: those that could not be read"""
+
+    @property
+    def blind(self) -> bool:
+        """Nothing of what the replicas do is known."""
+        return self.ready > 0 and self.unknown == self.ready
 
     @property
     def current(self) -> int:
@@ -129,6 +136,11 @@ def learn(memory: Memory, reading: Reading, rules: Rules) -> Memory:
     )
 
 
+def blinded(memory: Memory, at_s: float) -> Memory:
+    """The memory after a time of which nothing is known: no minute, and no idle time, is learned."""
+    return replace(memory, minute_began_s=at_s, minute_arrived=0.0, idle_since_s=None)
+
+
 @dataclass(frozen=True, slots=True)
 class Need:
     """Replicas, before rounding and the tier's bounds."""
@@ -206,6 +218,8 @@ def _idled(memory: Memory, reading: Reading) -> Memory:
     """Begins and ends idle times."""
     busy = reading.waiting + reading.running > TINY or reading.arrived > 0
     since = memory.idle_since_s
+    if reading.unknown > 0:
+        return replace(memory, idle_since_s=None)
     if not busy:
         return memory if since is not None else replace(memory, idle_since_s=reading.at_s)
     if since is None:

@@ -342,7 +342,8 @@ def _metrics(observed: Observed, d: Decision) -> Finding:
             False,
             Reason.METRICS_UNKNOWN,
             f"no fresh metrics from {', '.join(sorted(unknown)[:5])}; the tier is not made smaller "
-            "meanwhile",
+            "meanwhile, but for one of which nothing is known for half an hour: it goes back to "
+            "minReplicas (never to zero)",
         )
     return Finding(True, Reason.METRICS_FRESH, "every ready replica was scraped")
 

@@ -104,12 +104,25 @@ async def test_a_silent_replica_adds_nothing_and_comes_back_where_it_was(
     await asyncio.sleep(600)
     it.engine.fails = True
     await asyncio.sleep(FRESH_S + 2 * EVERY_S)
-    reading = it.learned().reading
-    assert reading.busy_s == 0
-    assert reading.up_s == 0, "its time is not counted as idle"
     it.engine.fails = False
     await asyncio.sleep(2 * EVERY_S)
     assert it.learned().memory.capacity.requests_per_s == pytest.approx(4.0, rel=0.2)
+
+
+@pytest.mark.fault(52)
+@virtual_time
+async def test_what_was_not_seen_is_neither_a_lull_nor_a_burst(clock: VirtualClock) -> None:
+    it = Bench(clock)
+    await asyncio.sleep(900)
+    it.engine.fails = True
+    await asyncio.sleep(1200)
+    assert it.learner.learned(it.uid) is None, "nothing is foreseen from what is long past"
+    it.engine.fails = False
+    await asyncio.sleep(90)
+    learned = it.learned()
+    assert learned.memory.forecaster.levels is not None
+    assert learned.memory.forecaster.levels == pytest.approx((2.0, 2.0, 2.0, 2.0), rel=0.15)
+    assert learned.memory.capacity.requests_per_s == pytest.approx(4.0, rel=0.15)
 
 
 @virtual_time

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
+
 import pytest
 
+from spotinference.core.autoscale import UNKNOWN_HOLD_S
 from spotinference.core.observed import Market
+from spotinference.core.reconcile import decide
 from tests.support.world import World, world
 
 
@@ -117,12 +121,69 @@ def test_missing_metrics_freeze_the_number_and_say_so() -> None:
     w.run(120)
     w.streams = 0
     w.metrics = False
-    w.run(3600)
+    w.run(UNKNOWN_HOLD_S - 10)
     assert w.total == 3
     assert w.condition("MetricsAvailable") == ("False", "MetricsUnknown")
     w.metrics = True
     w.run(700)
     assert w.total == 0
+
+
+@pytest.mark.fault(52)
+def test_after_half_an_hour_without_any_metrics_the_tier_goes_back_to_its_least() -> None:
+    w = serving(streams=20, minReplicas=2)
+    w.run(120)
+    assert w.total == 3
+    w.metrics = False
+    w.run(UNKNOWN_HOLD_S - 10)
+    assert w.total == 3
+    w.run(120)
+    assert w.total == 2
+    assert w.status.last_decision is not None
+    assert "no replica could be read for 30 min" in w.status.last_decision.reason
+    w.metrics = True
+    w.run(130)
+    assert w.total == 3, "what is read again counts at once"
+
+
+@pytest.mark.fault(52)
+def test_a_tier_without_metrics_is_never_put_to_sleep_however_long_it_lasts() -> None:
+    w = serving(streams=20)
+    w.run(120)
+    w.metrics = False
+    w.run(4 * UNKNOWN_HOLD_S, 5)
+    assert w.total == 1
+
+
+@pytest.mark.fault(52, 54)
+def test_the_half_hour_without_metrics_survives_a_restart_and_ends_with_one_sample() -> None:
+    w = serving(streams=20)
+    w.run(120)
+    w.metrics = False
+    w.run(UNKNOWN_HOLD_S - 100)
+    w.metrics = True
+    w.run(5)
+    assert w.status.scaling.unknown_since is None
+    w.metrics = False
+    w.run(UNKNOWN_HOLD_S - 100)
+    later = World(**{k: getattr(w, k) for k in w.__dataclass_fields__})
+    later.run(90)
+    assert later.total == 3
+    later.run(130)
+    assert later.total == 1
+
+
+@pytest.mark.fault(52)
+def test_parked_requests_keep_replicas_that_cannot_be_read() -> None:
+    w = serving(streams=20)
+    w.run(120)
+    w.metrics = False
+    w.run(UNKNOWN_HOLD_S - 10)
+    w.now += timedelta(seconds=30)
+    w.demand(4)
+    status = decide(w.observe()).status
+    assert status is not None
+    assert status.ready_summary == "3/2"  # targetWaiting 2
 
 
 @pytest.mark.fault(50)
