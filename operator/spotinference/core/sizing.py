@@ -5,7 +5,7 @@
 
 Replicas that still start count as replicas, and what they will have served by the time a new one
 could be ready is taken off the queue. Up at once, with headroom for what a ramp brings next; down
-only to what the whole last cold start needed too, at most once in `DOWN_EVERY_S`. Called by the
+only to what the last two cold starts needed too, once what is spare adds up to `SPARE_S`. Called by the
 autoscaler and by `simulate autoscale`: the same numbers in both. All times in seconds.
 """
 
@@ -21,10 +21,13 @@ from spotinference.core.idle import IdleTimes
 
 DRAIN_S = 300.0
 """A queue should be gone this long after the replicas that were added for it are ready."""
-HEADROOM = 0.1
-"""Added to a changed size, so that a ramp takes one step where it would take several."""
-DOWN_EVERY_S = 1800.0
-"""Between two steps down; one step gives back all that is not needed."""
+HEADROOM = 0.2
+"""Added to a step up, so that a ramp takes one step where it would take several."""
+KEPT_COLD_STARTS = 2
+"""A step down leaves what was needed at any moment of the last two cold starts."""
+SPARE_S = 360.0
+"""A step down is due when the share of the replicas that is not needed adds up to so many seconds: a
+tenth too many for an hour, half too many for twelve minutes. It gives back all that is not needed."""
 TINY = 1e-9
 
 
@@ -90,8 +93,10 @@ class Memory:
     minute_arrived: float = 0.0
     outlook: Outlook | None = None
     needs: tuple[tuple[float, float], ...] = ()
-    """(time, replicas) of the minutes within the last cold start"""
-    down_at_s: float | None = None
+    """(time, replicas) of the minutes within the last `KEPT_COLD_STARTS`"""
+    spare_s: float = 0.0
+    """share of the replicas that is not needed x time, since some are"""
+    sized_at_s: float | None = None
     idle_since_s: float | None = None
 
 
@@ -123,7 +128,7 @@ def learn(memory: Memory, reading: Reading, rules: Rules) -> Memory:
     seen = forecast.outlook(forecaster, at, ahead, rules.switches)
     needs = memory.needs
     if memory.capacity.known:
-        first = at - max(rules.cold_start_s, MINUTE_S)
+        first = at - max(KEPT_COLD_STARTS * rules.cold_start_s, MINUTE_S)
         kept = tuple(n for n in needs if n[0] >= first)
         needs = (*kept, (at, seen.upper / memory.capacity.requests_per_s))
     return replace(
@@ -150,7 +155,7 @@ class Need:
     now: float
     """for that, or for the queue where it is more"""
     kept: float
-    """the most of the last cold start, with headroom: what a step down must leave"""
+    """the most of the last cold starts: what a step down must leave"""
     text: str
 
 
@@ -163,7 +168,7 @@ def need(memory: Memory, reading: Reading, rules: Rules) -> Need | None:
     expected = seen.upper / each
     left = _left(reading, seen, each, rules) if rules.drain else 0.0
     queue = (seen.now + left / DRAIN_S) / each if left > 0 else 0.0
-    kept = max([n for _, n in memory.needs], default=expected) * (1 + HEADROOM)
+    kept = max([n for _, n in memory.needs], default=expected)
     return Need(
         expected=expected,
         now=max(expected, queue),
@@ -186,12 +191,22 @@ def size(memory: Memory, reading: Reading, rules: Rules) -> tuple[Size, Memory]:
         up = math.ceil(max(needed.expected * (1 + HEADROOM), needed.now) - TINY)
         if not rules.pending:
             up += reading.starting
+        memory = replace(memory, spare_s=0.0, sized_at_s=reading.at_s)
         return Size(_bounded(up, rules), f"up: {needed.text}"), memory
     low = _bounded(max(1, math.ceil(max(needed.now, needed.kept) - TINY)), rules)
-    due = memory.down_at_s is None or reading.at_s - memory.down_at_s >= DOWN_EVERY_S
-    if low < current and due:
-        return Size(low, f"down: {needed.text}"), replace(memory, down_at_s=reading.at_s)
+    memory = _spared(memory, reading, max(0, current - low))
+    if memory.spare_s >= SPARE_S:
+        return Size(low, f"down: {needed.text}"), replace(memory, spare_s=0.0)
     return Size(_bounded(current, rules), f"steady: {needed.text}"), memory
+
+
+def _spared(memory: Memory, reading: Reading, spare: int) -> Memory:
+    """With the time since the last decision counted for `spare` replicas; none: counted anew."""
+    if spare == 0:
+        return replace(memory, spare_s=0.0, sized_at_s=reading.at_s)
+    since = reading.at_s if memory.sized_at_s is None else memory.sized_at_s
+    share_s = (reading.at_s - since) * spare / reading.current
+    return replace(memory, spare_s=memory.spare_s + share_s, sized_at_s=reading.at_s)
 
 
 def _unlearned(reading: Reading, current: int) -> int:

@@ -100,20 +100,39 @@ def test_a_queue_that_is_gone_before_a_replica_could_be_ready_adds_none() -> Non
     assert wanted(memory, reading(at + 10, waiting=4000)).wanted > 2
 
 
-def test_down_only_to_what_the_whole_last_cold_start_needed() -> None:
-    memory, at = lived(3600, rate=10, ready=7)
-    for _ in range(30):
+def step_down(rate: float, ready: int = 7) -> tuple[float, int]:
+    """After an hour at 10 requests/s: seconds at `rate` until the step down, and to how many."""
+    memory, began = lived(3600, rate=10, ready=ready)
+    at = began
+    while at < began + 4 * 3600:
         at += 10
-        memory = sizing.learn(memory, reading(at, 1.0, ready=7), RULES)
-    early, memory = sizing.size(memory, reading(at, 1.0, ready=7), RULES)
-    assert early.wanted == 7
-    for _ in range(60):
-        at += 10
-        memory = sizing.learn(memory, reading(at, 1.0, ready=7), RULES)
-    later, memory = sizing.size(memory, reading(at, 1.0, ready=7), RULES)
-    assert later.wanted < 7
-    again = sizing.size(memory, reading(at, 0.1, ready=7), RULES)[0]
-    assert again.wanted == 7  # the next step down comes half an hour later
+        memory = sizing.learn(memory, reading(at, rate, ready=ready), RULES)
+        size, memory = sizing.size(memory, reading(at, rate, ready=ready), RULES)
+        if size.wanted < ready:
+            return at - began, size.wanted
+    return at - began, ready
+
+
+def test_down_only_to_what_the_last_two_cold_starts_needed() -> None:
+    after, to = step_down(rate=1.0)
+    assert after >= 2 * RULES.cold_start_s
+    assert to < 7
+
+
+def test_few_replicas_too_many_are_given_back_later_than_many() -> None:
+    many, _ = step_down(rate=1.0, ready=6)
+    few, to = step_down(rate=8.5, ready=6)
+    assert to == 5
+    assert few >= sizing.SPARE_S * 6 > many, "one of six for 36 minutes"
+
+
+def test_what_was_spare_is_forgotten_as_soon_as_it_is_needed() -> None:
+    memory, at = lived(3600, rate=2)
+    memory = sizing.size(memory, reading(at, ready=7), RULES)[1]
+    at += 300
+    memory = sizing.size(memory, reading(at, ready=7), RULES)[1]
+    assert memory.spare_s == pytest.approx(300 * 5 / 7)
+    assert sizing.size(memory, reading(at + 10, ready=2), RULES)[1].spare_s == 0
 
 
 def test_a_job_of_every_day_is_expected_from_the_second_day_on() -> None:
