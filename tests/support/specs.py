@@ -79,6 +79,19 @@ WRONG_TIERS: tuple[Wrong, ...] = (
     Wrong("negative minimum", {"spec.scaling.minReplicas": -1}, "spec.scaling.minReplicas", ""),
     Wrong("zero target", {"spec.scaling.targetWaiting": 0}, "spec.scaling.targetWaiting", ""),
     Wrong("huge maximum", {"spec.scaling.maxReplicas": 10**18}, "spec.scaling.maxReplicas", ""),
+    Wrong("percentile of all", {"spec.scaling.slo": {"percentile": 100}}, "spec.scaling.slo", ""),
+    Wrong(
+        "objective of no time",
+        {"spec.scaling.slo": {"itl": "0ms"}},
+        "spec.scaling.slo",
+        "must be between 1ms and 1m",
+    ),
+    Wrong(
+        "objective without a unit",
+        {"spec.scaling.slo": {"ttft": "0.5"}},
+        "spec.scaling.slo",
+        "must be a duration",
+    ),
     Wrong("zero maximum", {"spec.scaling.maxReplicas": 0}, "spec.scaling.maxReplicas", ""),
     Wrong("unknown access mode", {"spec.cache.accessMode": "RWX"}, "spec.cache.accessMode", ""),
     Wrong(

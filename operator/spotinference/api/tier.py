@@ -234,6 +234,24 @@ class ScaleDownSpec(ApiModel):
     )
 
 
+class SloSpec(ApiModel):
+    """Latencies that most requests shall keep, as the engine itself measures them."""
+
+    ttft: Annotated[
+        str, StringConstraints(max_length=20), Checked(r.DURATION, r.duration_between("1ms", "10m"))
+    ] = Field(
+        default="1s",
+        description="Time to the first token of a request that reached a replica (waking is not "
+        "in it).",
+    )
+    itl: Annotated[
+        str, StringConstraints(max_length=20), Checked(r.DURATION, r.duration_between("1ms", "1m"))
+    ] = Field(default="33ms", description="Time between two tokens of a request.")
+    percentile: int = Field(
+        default=95, ge=50, le=99, description="So many in a hundred must keep each of them."
+    )
+
+
 class ScalingSpec(ApiModel):
     """How many replicas there are."""
 
@@ -249,7 +267,15 @@ class ScalingSpec(ApiModel):
         default=4, ge=1, le=10_000, description="Waiting requests per replica aimed at."
     )
     target_running: int = Field(
-        default=64, ge=1, le=10_000, description="Running requests per replica aimed at."
+        default=64,
+        ge=1,
+        le=10_000,
+        description="Running requests per replica aimed at; with slo, until one is learned.",
+    )
+    slo: SloSpec | None = Field(
+        default=None,
+        description="Aim at these latencies: how many requests a replica takes is learned from them "
+        "and replaces targetRunning.",
     )
     idle_timeout: LongTimeout = Field(
         default="10m", description="Without running, waiting or parked work this long: sleep."
@@ -443,6 +469,11 @@ class LearnedStatus(ApiModel):
         default=0, description="Thousandths of a request per second that a full replica serves."
     )
     tokens_per_replica_milli: int = Field(default=0, description="The same for output tokens.")
+    in_flight_at_slo: int = Field(
+        default=0,
+        description="Requests in flight with which a replica keeps scaling.slo; 0: it was never "
+        "broken, or there is none; -1: even one request breaks it, so it is not aimed at.",
+    )
     day_milli: list[int] = Field(
         default=[],
         max_length=96,

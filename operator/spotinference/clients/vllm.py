@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -16,6 +17,7 @@ import aiohttp
 from tenacity import AsyncRetrying, retry_if_exception_type, stop_after_attempt, wait_fixed
 
 from spotinference import errors
+from spotinference.core.latency import Histogram, histogram
 
 SCRAPE_DEADLINE_S = 2.0
 MAX_PAGE_BYTES = 1 << 20
@@ -29,6 +31,7 @@ RETRY_WAIT_S = 0.1
 RUNNING, WAITING = "running", "waiting"
 FINISHED, REJECTED, PREEMPTED = "finished", "rejected", "preempted"
 TOKENS, KV_USE = "tokens", "kv_use"
+TTFT, ITL = "ttft", "itl"
 
 ALIASES: Mapping[str, tuple[str, ...]] = {
     RUNNING: ("vllm:num_requests_running",),
@@ -44,8 +47,15 @@ ALIASES: Mapping[str, tuple[str, ...]] = {
 Releases before 0.11 call the cache's use `gpu_cache_usage_perc`; counters lose `_total` where a
 collector passes OpenMetrics on.
 """
+HISTOGRAMS: Mapping[str, tuple[str, ...]] = {
+    TTFT: ("vllm:time_to_first_token_seconds_bucket",),
+    ITL: ("vllm:inter_token_latency_seconds_bucket", "vllm:time_per_output_token_seconds_bucket"),
+}
+"""The same for latencies. One that lies is left out: it says nothing about the load beside it."""
 _REQUIRED = (RUNNING, WAITING)
 _WANTED = frozenset(name for names in ALIASES.values() for name in names)
+_BUCKETS = frozenset(name for names in HISTOGRAMS.values() for name in names)
+_BOUND = re.compile(r'[{,]\s*le="([^"]*)"')
 
 
 class ScrapeFailed(errors.Retryable):
@@ -67,15 +77,21 @@ class EngineLoad:
     """output tokens"""
     kv_use: float | None = None
     """share of the KV cache in use, of the fullest engine of the pod; None: not told"""
+    ttft: Histogram | None = None
+    itl: Histogram | None = None
+    """time to the first token, and between tokens; None: not told, or nonsense"""
 
 
 def parse(page: bytes) -> EngineLoad:
     """The load of an engine, summed over its label sets; `ScrapeFailed` when anything is off."""
     found: dict[str, list[float]] = {}
+    buckets: dict[str, list[tuple[float, float]]] = {}
     for line in page.decode("utf-8", "replace").splitlines():
         if not line.startswith("vllm:"):
             continue
         name, value = _sample(line)
+        if name in _BUCKETS:
+            buckets.setdefault(name, []).append(_bucket(line))
         if name in _WANTED:
             found.setdefault(name, []).append(value)
     values = {
@@ -99,7 +115,23 @@ def parse(page: bytes) -> EngineLoad:
         preempted_total=sum(values[PREEMPTED]),
         tokens_total=sum(values[TOKENS]),
         kv_use=kv_use,
+        ttft=_histogram(buckets, TTFT),
+        itl=_histogram(buckets, ITL),
     )
+
+
+def _histogram(buckets: Mapping[str, list[tuple[float, float]]], signal: str) -> Histogram | None:
+    name = next((n for n in HISTOGRAMS[signal] if n in buckets), None)
+    return None if name is None else histogram(buckets[name])
+
+
+def _bucket(line: str) -> tuple[float, float]:
+    """(upper bound, count); not a number where either is none: the histogram is left out."""
+    bound, value = _BOUND.search(line), line.rpartition("}")[2].split()
+    try:
+        return float(bound[1] if bound else "nan"), float(value[0])
+    except ValueError:
+        return math.nan, math.nan
 
 
 def _sample(line: str) -> tuple[str, float]:

@@ -23,7 +23,9 @@ from spotinference.controller.scrape import Scraper, is_ready
 from spotinference.controller.store import Store
 from spotinference.core import learned, sizing
 from spotinference.core.autoscale import sizing_rules
+from spotinference.core.latency import Histogram, grown, in_time
 from spotinference.core.observed import Learned, Sample, TierRef
+from spotinference.core.slo import Objective, Pace
 
 EVERY_S = 10.0
 AT_ONCE = 50
@@ -35,6 +37,8 @@ class _Seen:
     """Of one pod, at the last reading that had a sample of it."""
 
     at_s: float
+    ttft: Histogram | None
+    itl: Histogram | None
     finished: float
     rejected: float
     tokens: float
@@ -116,8 +120,8 @@ class Learner:
             return
         demands, _ = self.demand.fresh(ref)
         parked = sum(d.parked for d in demands)
-        reading = self._reading(ref, tier, now_s, passed_s, parked)
-        rules = sizing_rules(tier.status, tier.spec.scaling.max_replicas)
+        rules = sizing_rules(tier.spec, tier.status)
+        reading = self._reading(ref, tier, rules, now_s, passed_s, parked)
         tier.at_s, tier.parked = now_s, parked
         if reading.blind:
             tier.memory, tier.reading = sizing.blinded(tier.memory, now_s), None
@@ -137,11 +141,14 @@ class Learner:
         self,
         ref: TierRef,
         tier: _Tier,
+        rules: sizing.Rules,
         now_s: float,
         passed_s: float,
         parked: int,
     ) -> sizing.Reading:
         pods: dict[str, _Seen] = {}
+        paces: list[Pace] = []
+        full = sizing.full(tier.memory, rules)
         finished = tokens = arrived = busy_s = 0.0
         running = waiting = ready = starting = known = unknown = 0
         for pod in self.store.of_tier(POD, ref):
@@ -160,10 +167,12 @@ class Learner:
             pods[pod_uid] = seen = seen_of(sample, now_s)
             known += up
             running, waiting = running + sample.running, waiting + sample.waiting
-            full = sample.running / tier.spec.scaling.target_running
-            busy_s += min(1.0, full) * passed_s
+            load = sample.running if rules.objective is None else seen.in_flight
+            busy_s += min(1.0, load / full) * passed_s
             if before is None:
                 continue
+            if rules.objective is not None:
+                paces.append(pace_of(before, seen, rules.objective, passed_s))
             # Of what a replica did while it could not be read, this reading's share: else all of it
             # would look like a burst.
             share = min(1.0, passed_s / (now_s - before.at_s))
@@ -173,6 +182,7 @@ class Learner:
             refused = share * growth(before.rejected, seen.rejected)
             arrived += done + refused + seen.in_flight - before.in_flight
         tier.pods = pods
+        tier.memory = sizing.paced(tier.memory, paces, passed_s, rules)
         return sizing.Reading(
             at_s=now_s,
             # What a gateway releases leaves the parked and joins those in flight: it came once.
@@ -192,10 +202,23 @@ class Learner:
 def seen_of(sample: Sample, at_s: float) -> _Seen:
     return _Seen(
         at_s,
+        sample.ttft,
+        sample.itl,
         sample.finished_total,
         sample.rejected_total,
         sample.tokens_total,
         sample.running + sample.waiting,
+    )
+
+
+def pace_of(before: _Seen, seen: _Seen, objective: Objective, passed_s: float) -> Pace:
+    """How one replica kept the objective between two readings."""
+    ttft, itl = grown(before.ttft, seen.ttft), grown(before.itl, seen.itl)
+    return Pace(
+        in_flight=(before.in_flight + seen.in_flight) / 2,
+        up_s=passed_s,
+        ttft=None if ttft is None else in_time(ttft, objective.ttft_s),
+        itl=None if itl is None else in_time(itl, objective.itl_s),
     )
 
 

@@ -191,6 +191,8 @@ class Scraper:
             tokens_total=load.tokens_total,
             preempted_total=load.preempted_total,
             kv_use=load.kv_use,
+            ttft=load.ttft,
+            itl=load.itl,
         )
         target.due_at = target.sampled_at + (BUSY_EVERY_S if busy else IDLE_EVERY_S)
         if before is None or was_failing or _numbers(before) != _numbers(target.sample):

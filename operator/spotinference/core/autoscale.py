@@ -18,6 +18,7 @@ from spotinference.core import sizing
 from spotinference.core.fleet import Fleet, Replica, Standing
 from spotinference.core.lifecycle import DEFAULT_WAKE_S
 from spotinference.core.observed import Observed
+from spotinference.core.slo import Objective
 
 CALL_OFF_AFTER_S = 5.0
 """A wake that nobody waits for ends after this: gateways drop and renew their demand in between."""
@@ -131,11 +132,14 @@ def current_count(observed: Observed, fleet: Fleet) -> int:
     return decided.desired
 
 
-def needed(spec: TierSpec, load: Load) -> int:
-    """Replicas that would bring load per replica to its targets."""
-    waiting = math.ceil((load.waiting + load.parked) / spec.scaling.target_waiting)
-    running = math.ceil(load.running / spec.scaling.target_running)
-    return max(waiting, running)
+def needed(observed: Observed, load: Load) -> int:
+    """Replicas that would bring load per replica to its targets, or to what keeps the objective."""
+    scaling, learned = observed.spec.scaling, observed.learned
+    waiting = math.ceil((load.waiting + load.parked) / scaling.target_waiting)
+    if scaling.slo is None or learned is None:
+        return max(waiting, math.ceil(load.running / scaling.target_running))
+    full = sizing.full(learned.memory, sizing_rules(observed.spec, observed.status))
+    return max(waiting, math.ceil((load.running + load.waiting) / full))
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,16 +160,32 @@ def foreseen(observed: Observed, limit: int) -> Foreseen:
     judged = any(skill.loss is not None for skill in memory.forecaster.skills)
     if not judged or observed.now.timestamp() - reading.at_s > READING_COUNTS_S:
         return Foreseen()
-    need = sizing.need(memory, reading, sizing_rules(observed.status, limit))
+    need = sizing.need(memory, reading, sizing_rules(observed.spec, observed.status, limit))
     if need is None:
         return Foreseen()
     return Foreseen(min(limit, math.ceil(need.now)), min(limit, math.ceil(need.kept)), need.text)
 
 
-def sizing_rules(status: TierStatus, most: int) -> sizing.Rules:
-    """A cold start takes what the tier's last wake took."""
+def sizing_rules(spec: TierSpec, status: TierStatus, most: int | None = None) -> sizing.Rules:
+    """A cold start takes what the tier's last wake took. `most`: default maxReplicas."""
     usual = status.last_wake_seconds
-    return sizing.Rules(cold_start_s=float(DEFAULT_WAKE_S if usual is None else usual), most=most)
+    return sizing.Rules(
+        cold_start_s=float(DEFAULT_WAKE_S if usual is None else usual),
+        most=spec.scaling.max_replicas if most is None else most,
+        target_running=spec.scaling.target_running,
+        objective=objective_of(spec),
+    )
+
+
+def objective_of(spec: TierSpec) -> Objective | None:
+    asked = spec.scaling.slo
+    if asked is None:
+        return None
+    return Objective(
+        ttft_s=durations.seconds(asked.ttft),
+        itl_s=durations.seconds(asked.itl),
+        share=asked.percentile / 100,
+    )
 
 
 def _wake_size(spec: TierSpec, parked: int, limit: int) -> int:
@@ -209,7 +229,7 @@ def _given_up(
     Never to zero: a tier that cannot be read may be in use. What goes drains as always.
     """
     until = _held_until(scaling)
-    wanted = max(least, needed(observed.spec, load))
+    wanted = max(least, needed(observed, load))
     if until is None or observed.now < until or wanted >= current:
         return None
     text = f"no replica could be read for {UNKNOWN_HOLD_S / 60:.0f} min: back to {wanted}"
@@ -249,7 +269,7 @@ def _up(
     """Over target long enough: add what is needed, at most maxStep per period."""
     rules, now = observed.spec.scaling, observed.now
     ahead = foreseen(observed, limit)
-    wanted = min(max(needed(observed.spec, load), ahead.now), limit)
+    wanted = min(max(needed(observed, load), ahead.now), limit)
     if wanted <= current:
         return None
     why = f"; {ahead.text}" if ahead.now >= wanted else ""
@@ -286,7 +306,7 @@ def _down(
     """Under target long enough: one replica fewer, and the next one after another such time."""
     rules, now = observed.spec.scaling, observed.now
     scaling = scaling.model_copy(update={"over_since": None})
-    wanted = max(needed(observed.spec, load), foreseen(observed, current).kept, least)
+    wanted = max(needed(observed, load), foreseen(observed, current).kept, least)
     unknown = load.unknown > 0 or len(fleet.ready) < current
     if wanted >= current or unknown:
         why = "metrics of a replica are unknown" if load.unknown else "load is on target"

@@ -13,7 +13,7 @@ longer answers are noticed at once; over requests where no tokens are counted. C
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 MEMORY_BUSY_S = 40_000.0
 """Replica-seconds of work after which an observation has lost half its weight in the fit."""
@@ -72,6 +72,10 @@ class Line:
             keep * self.uy + w * u * y,
         )
 
+    def scaled(self, k: float) -> Line:
+        """As if all fullnesses had been k times as high (and with them the work)."""
+        return Line(k * self.weight, k**2 * self.u, k**3 * self.uu, k**2 * self.y, k**3 * self.uy)
+
 
 @dataclass(frozen=True, slots=True)
 class Capacity:
@@ -97,6 +101,13 @@ class Capacity:
     def tokens_per_s(self) -> float:
         """Output tokens of one full replica; 0: unknown."""
         return self.by_tokens.rate
+
+
+def rescaled(state: Capacity, k: float) -> Capacity:
+    """After what is called full was divided by k."""
+    return replace(
+        state, by_requests=state.by_requests.scaled(k), by_tokens=state.by_tokens.scaled(k)
+    )
 
 
 def observe(state: Capacity, seen: Seen) -> Capacity:

@@ -13,6 +13,7 @@ from datetime import datetime
 
 from spotinference.api import times
 from spotinference.api.tier import LearnedStatus
+from spotinference.core import slo
 from spotinference.core.capacity import ENOUGH_BUSY_S, Capacity, Line
 from spotinference.core.forecast import (
     MARGIN_LEAST,
@@ -23,12 +24,15 @@ from spotinference.core.forecast import (
     Skill,
 )
 from spotinference.core.sizing import Memory
+from spotinference.core.slo import Evidence
 
 EVERY_S = 300.0
 TENTH = 0.1
 FEW = 10
 """Of a thousandth each: smaller figures do not count as changed."""
 UNKNOWN = -1
+HOPELESS = -1
+"""In place of requests in flight: even one breaks the objective."""
 MAX_MILLI = 10**12
 
 
@@ -42,6 +46,7 @@ def worth_writing(before: LearnedStatus | None, memory: Memory, now: datetime) -
     return (
         _moved([before.requests_per_replica_milli], [after.requests_per_replica_milli])
         or _moved([before.tokens_per_replica_milli], [after.tokens_per_replica_milli])
+        or before.in_flight_at_slo != after.in_flight_at_slo
         or _moved(before.day_milli, after.day_milli)
         or _moved(before.margins_percent, after.margins_percent)
     )
@@ -55,6 +60,7 @@ def to_status(memory: Memory, now: datetime) -> LearnedStatus:
         at=times.to_text(now),
         requests_per_replica_milli=_milli(memory.capacity.requests_per_s) if known else 0,
         tokens_per_replica_milli=_milli(memory.capacity.tokens_per_s) if known else 0,
+        in_flight_at_slo=_in_flight(memory.evidence),
         day_milli=[UNKNOWN if v is None else _milli(v) for v in forecaster.pattern],
         margins_percent=[round(100 * skill.margin) for skill in forecaster.skills],
         losses_milli=[UNKNOWN if s.loss is None else _milli(s.loss) for s in forecaster.skills],
@@ -81,10 +87,18 @@ def from_status(status: LearnedStatus | None) -> Memory:
             mix_requests=max(0.0, requests / 1000),
             mix_tokens=max(0.0, tokens / 1000),
         ),
+        evidence=slo.restored(status.in_flight_at_slo),
         forecaster=Forecaster(
             pattern=pattern if len(pattern) == SLOTS else (None,) * SLOTS, skills=skills
         ),
     )
+
+
+def _in_flight(evidence: Evidence) -> int:
+    found = slo.limit(evidence)
+    if found.hopeless:
+        return HOPELESS
+    return 0 if found.in_flight is None else max(1, round(found.in_flight))
 
 
 def _line(rate: float) -> Line:

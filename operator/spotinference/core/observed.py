@@ -16,6 +16,7 @@ from spotinference.api.demand import Demand
 from spotinference.api.kinds import Json
 from spotinference.api.pool import PoolSpec
 from spotinference.api.tier import TierSpec, TierStatus
+from spotinference.core.latency import Histogram
 from spotinference.core.sizing import Memory, Reading
 
 
@@ -109,6 +110,9 @@ class Sample:
     preempted_total: float = 0.0
     kv_use: float | None = None
     """share of the KV cache in use; None: not told"""
+    ttft: Histogram | None = None
+    itl: Histogram | None = None
+    """latencies since the engine started; None: not told"""
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,12 +12,14 @@ autoscaler and by `simulate autoscale`: the same numbers in both. All times in s
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 
-from spotinference.core import capacity, forecast, idle
+from spotinference.core import capacity, forecast, idle, slo
 from spotinference.core.capacity import Capacity, Seen
 from spotinference.core.forecast import MINUTE_S, Forecaster, Outlook, Switches
 from spotinference.core.idle import IdleTimes
+from spotinference.core.slo import Evidence, Objective, Pace
 
 DRAIN_S = 300.0
 """A queue should be gone this long after the replicas that were added for it are ready."""
@@ -71,6 +73,8 @@ class Rules:
     least: int = 1
     most: int = 1
     idle_timeout_s: float = 600.0
+    target_running: int = 64
+    objective: Objective | None = None
     drain: bool = True
     pending: bool = True
     """ablations: the queue's term; counting replicas that start"""
@@ -89,6 +93,8 @@ class Memory:
     forecaster: Forecaster = field(default_factory=Forecaster)
     capacity: Capacity = field(default_factory=Capacity)
     idle_times: IdleTimes = field(default_factory=IdleTimes)
+    evidence: Evidence = field(default_factory=Evidence)
+    """of the objective, where the tier has one"""
     minute_began_s: float | None = None
     minute_arrived: float = 0.0
     outlook: Outlook | None = None
@@ -139,6 +145,27 @@ def learn(memory: Memory, reading: Reading, rules: Rules) -> Memory:
         minute_began_s=at,
         minute_arrived=0.0,
     )
+
+
+def full(memory: Memory, rules: Rules) -> float:
+    """Requests in flight on a full replica."""
+    return slo.full(memory.evidence, rules.objective, rules.target_running)
+
+
+def paced(memory: Memory, paces: Iterable[Pace], passed_s: float, rules: Rules) -> Memory:
+    """The memory after the replicas' latencies of one reading; what a full replica serves moves along
+    with what is called full.
+    """
+    if rules.objective is None:
+        return replace(memory, evidence=Evidence())
+    before = full(memory, rules)
+    memory = replace(
+        memory, evidence=slo.observe(memory.evidence, paces, passed_s, rules.objective)
+    )
+    after = full(memory, rules)
+    if before == after:
+        return memory
+    return replace(memory, capacity=capacity.rescaled(memory.capacity, before / after))
 
 
 def blinded(memory: Memory, at_s: float) -> Memory:

@@ -100,7 +100,7 @@ class Operated:
             ready=len(ready),
             starting=len(machines.pods) - len(ready),
         )
-        rules = autoscale.sizing_rules(self.status, self.spec.scaling.max_replicas)
+        rules = autoscale.sizing_rules(self.spec, self.status)
         self._memory = sizing.learn(self._memory, self._reading, rules)
         self._before, self._busy_s, self._up_s, self._read_at = replace(tally), 0.0, 0.0, now
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from typing import cast
 
 import pytest
@@ -13,7 +14,11 @@ from spotinference.controller.demand import DemandBook
 from spotinference.controller.learning import EVERY_S, Learner, growth
 from spotinference.controller.scrape import FRESH_S, Scraper
 from spotinference.controller.store import Store
+from spotinference.core import sizing, slo
+from spotinference.core.latency import histogram
 from spotinference.core.observed import Learned, TierRef
+from spotinference.core.sizing import Rules
+from spotinference.core.slo import Objective
 from tests.support.virtual_time import VirtualClock, virtual_time
 from tests.unit.controller.objects import engine_pod, tier
 
@@ -27,6 +32,9 @@ class Engine:
         self.began = clock.monotonic()
         self.done = 0.0
         self.fails = False
+        self.running = 32
+        self.itl_s: float | None = None
+        """what every gap between tokens takes; None: the engine does not tell"""
 
     async def load(self, host: str, port: int) -> EngineLoad:
         if self.fails:
@@ -34,14 +42,21 @@ class Engine:
         now = self.clock.monotonic()
         self.done += self.rate * (now - self.began)
         self.began = now
-        return EngineLoad(32, 0, float(int(self.done)), 0.0, tokens_total=100 * self.done)
+        tokens = 100 * self.done
+        itl = None
+        if self.itl_s is not None:
+            itl = histogram(
+                [(0.025, tokens * (self.itl_s <= 0.025)), (0.05, tokens), (math.inf, tokens)]
+            )
+        finished = float(int(self.done))
+        return EngineLoad(self.running, 0, finished, 0.0, tokens_total=tokens, itl=itl)
 
     def restart(self) -> None:
         self.done = 0.0
 
 
 class Bench:
-    def __init__(self, clock: VirtualClock) -> None:
+    def __init__(self, clock: VirtualClock, **scaling: object) -> None:
         self.engine = Engine(clock)
         self.store = Store(clock)
         self.looks: list[TierRef] = []
@@ -49,7 +64,7 @@ class Bench:
         self.learner = Learner(
             self.store, scraper, DemandBook(self.store, clock), clock, self.looks.append
         )
-        body = tier()
+        body = tier(scaling=scaling)
         self.uid = body["metadata"]["uid"]
         self.store.put(TIER, body)
         self.store.put(POD, engine_pod())
@@ -132,3 +147,33 @@ async def test_a_tier_that_is_gone_is_forgotten(clock: VirtualClock) -> None:
     it.store.gone(TIER, tier())
     await asyncio.sleep(60)
     assert it.learner.learned(it.uid) is None
+
+
+@virtual_time
+async def test_latencies_lower_what_a_replica_takes_only_where_the_tier_asks_for_them(
+    clock: VirtualClock,
+) -> None:
+    for asked, full in ((None, 64.0), ({}, 32 / 2**0.5)):
+        it = Bench(clock, **({} if asked is None else {"slo": asked}))
+        it.engine.running, it.engine.itl_s = 8, 0.02
+        await asyncio.sleep(300)
+        it.engine.running, it.engine.itl_s = 32, 0.05
+        await asyncio.sleep(300)
+        objective = None if asked is None else Objective(1.0, 0.033, 0.95)
+        rules = Rules(cold_start_s=60, target_running=64, objective=objective)
+        assert sizing.full(it.learned().memory, rules) == pytest.approx(full)
+        for task in it.tasks:
+            task.cancel()
+
+
+@pytest.mark.fault(55)
+@virtual_time
+async def test_an_engine_that_restarts_breaks_no_objective_by_it(clock: VirtualClock) -> None:
+    it = Bench(clock, slo={})
+    it.engine.itl_s = 0.02
+    for _ in range(20):
+        await asyncio.sleep(37)
+        it.engine.restart()
+    evidence = it.learned().memory.evidence
+    assert sum(kept.itl_s for kept in evidence.levels) > 100
+    assert slo.limit(evidence).in_flight is None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 from collections.abc import Awaitable, Callable
 
 import pytest
@@ -44,6 +45,33 @@ def test_old_and_new_names_are_read_through_one_table_and_counted_once() -> None
     both = parse(PAGE + extra + b"vllm:kv_cache_usage_perc 0.4\n")
     assert both.kv_use == 0.4
     assert parse(PAGE).kv_use is None
+
+
+def test_latencies_are_read_under_old_and_new_names_and_added_up_over_engines() -> None:
+    def page(name: str) -> bytes:
+        rows = [
+            f'vllm:{name}_bucket{{engine="{engine}",le="{bound}",model_name="le=\\"9\\""}} {count}\n'
+            for engine in (0, 1)
+            for bound, count in (("0.025", 3), ("0.05", 5), ("+Inf", 6))
+        ]
+        return "".join(rows).encode() + f"vllm:{name}_sum 3.0\nvllm:{name}_count 12\n".encode()
+
+    new, old = "inter_token_latency_seconds", "time_per_output_token_seconds"
+    for load in (parse(PAGE + page(new)), parse(PAGE + page(old))):
+        assert load.itl is not None
+        assert load.itl.bounds_s == (0.025, 0.05, math.inf)
+        assert load.itl.counts == (6, 10, 12)
+    both = parse(PAGE + page(new) + page(old))
+    assert both.itl == parse(PAGE + page(new)).itl
+
+
+@pytest.mark.fault(51)
+@pytest.mark.parametrize("value", ["NaN", "-3", "many", "1e400"])
+def test_a_latency_that_lies_is_unknown_and_leaves_the_load_known(value: str) -> None:
+    load = parse(PAGE + f'vllm:inter_token_latency_seconds_bucket{{le="+Inf"}} {value}\n'.encode())
+    assert load.itl is None
+    assert load.ttft is None
+    assert load.running == 5
 
 
 @pytest.mark.fault(51)

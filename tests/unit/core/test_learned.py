@@ -10,14 +10,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from spotinference.api.tier import LearnedStatus
-from spotinference.core import forecast, learned, sizing
+from spotinference.core import forecast, learned, sizing, slo
 from spotinference.core.autoscale import READING_COUNTS_S
 from spotinference.core.observed import Learned
 from spotinference.core.sizing import Memory, Reading, Rules
+from spotinference.core.slo import Evidence, Objective, Pace
 from tests.support.world import World, world
 
 NOW = datetime(2026, 11, 21, 12, tzinfo=UTC)
 RULES = Rules(cold_start_s=60, least=1, most=100)
+SLO = Objective(ttft_s=1.0, itl_s=0.033, share=0.95)
 
 
 def reading(at_s: float, rate: float) -> Reading:
@@ -67,15 +69,16 @@ def test_a_change_of_a_tenth_is_written_but_not_within_five_minutes() -> None:
 @settings(max_examples=100)
 @given(
     numbers=st.lists(st.integers(-(10**15), 10**15), max_size=96),
-    rates=st.tuples(st.integers(-5, 10**15), st.integers(-5, 10**15)),
+    rates=st.tuples(*[st.integers(-5, 10**15)] * 3),
 )
 def test_whatever_the_status_says_a_memory_comes_of_it(
-    numbers: list[int], rates: tuple[int, int]
+    numbers: list[int], rates: tuple[int, int, int]
 ) -> None:
     status = LearnedStatus(
         at="2026-11-21T12:00:00Z",
         requests_per_replica_milli=rates[0],
         tokens_per_replica_milli=rates[1],
+        in_flight_at_slo=rates[2],
         day_milli=numbers,
         margins_percent=numbers[:4],
         losses_milli=numbers[4:8],
@@ -153,3 +156,38 @@ def test_in_steady_load_nothing_is_written_however_long_it_is_learned() -> None:
     writes = len(w.writes)
     w.run(1800)
     assert w.writes[writes:] == []
+
+
+def strained(n: float, share: float) -> Evidence:
+    """Of an engine that breaks the objective with n requests in flight and keeps it with one."""
+    evidence = Evidence()
+    for _ in range(60):
+        paces = [Pace(1, 10, 1.0, max(share, 0.9)), Pace(n, 10, 1.0, share)]
+        evidence = slo.observe(evidence, paces, 10, SLO)
+    return evidence
+
+
+def test_an_objective_that_is_broken_adds_replicas_and_the_status_says_where() -> None:
+    w = tracked(slo={}, targetRunning=64)
+    w.streams = 30
+    w.memory, w.rate = replace(lived(7200, 1.0), evidence=strained(16, 0.5)), 1.0
+    # one in flight breaks it in a tenth of the time: that is hopeless, and adds none
+    assert slo.limit(w.memory.evidence).hopeless
+    w.run(300)
+    assert w.total == 1
+    assert w.status.learned is not None
+    assert w.status.learned.in_flight_at_slo == learned.HOPELESS
+    good = [Pace(1, 10, 1.0, 1.0)] * 200
+    w.memory = replace(w.memory, evidence=slo.observe(w.memory.evidence, good, 10, SLO))
+    w.run(400)
+    assert w.total == 3  # 30 in flight, 11 each
+    assert w.status.learned.in_flight_at_slo == 11
+
+
+def test_without_an_objective_latencies_add_nothing() -> None:
+    w = tracked(targetRunning=64)
+    w.streams = 30
+    evidence = slo.observe(strained(16, 0.5), [Pace(1, 10, 1.0, 1.0)] * 200, 10, SLO)
+    w.memory, w.rate = replace(lived(7200, 1.0), evidence=evidence), 1.0
+    w.run(300)
+    assert w.total == 1
