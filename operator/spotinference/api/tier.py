@@ -280,6 +280,11 @@ class ScalingSpec(ApiModel):
     idle_timeout: LongTimeout = Field(
         default="10m", description="Without running, waiting or parked work this long: sleep."
     )
+    sleep_after: Literal["idleTimeout", "learned"] = Field(
+        default="idleTimeout",
+        description="learned: sleep as early as has cost least over the idle times seen, a wake "
+        "counting as its replica time; idleTimeout is the bound then.",
+    )
     scale_up: ScaleUpSpec = Field(
         default_factory=ScaleUpSpec, description="How fast replicas are added."
     )
@@ -473,6 +478,12 @@ class LearnedStatus(ApiModel):
         default=0,
         description="Requests in flight with which a replica keeps scaling.slo; 0: it was never "
         "broken, or there is none; -1: even one request breaks it, so it is not aimed at.",
+    )
+    idle_milli: list[int] = Field(
+        default=[],
+        max_length=30,
+        description="Thousandths of an idle time by length, in half octaves from 30 s; old ones "
+        "count less. With scaling.sleepAfter learned.",
     )
     day_milli: list[int] = Field(
         default=[],

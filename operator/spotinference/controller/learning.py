@@ -108,7 +108,7 @@ class Learner:
             return None  # the reconciler says so
         status = parse.parse_status(body)
         if tier is None:
-            memory = learned.from_status(status.learned)
+            memory = learned.from_status(status.learned, status.scaling.idle_since)
             tier = self._tiers[uid] = _Tier(memory, self.clock.now().timestamp(), spec, status)
         tier.version, tier.spec, tier.status = version, spec, status
         return tier

@@ -14,7 +14,7 @@ from datetime import datetime, timedelta
 
 from spotinference.api import durations, times
 from spotinference.api.tier import ScalingStatus, TierSpec, TierStatus
-from spotinference.core import sizing
+from spotinference.core import idle, sizing
 from spotinference.core.fleet import Fleet, Replica, Standing
 from spotinference.core.lifecycle import DEFAULT_WAKE_S
 from spotinference.core.observed import Observed
@@ -172,6 +172,7 @@ def sizing_rules(spec: TierSpec, status: TierStatus, most: int | None = None) ->
     return sizing.Rules(
         cold_start_s=float(DEFAULT_WAKE_S if usual is None else usual),
         most=spec.scaling.max_replicas if most is None else most,
+        learn_idle=spec.scaling.sleep_after == "learned",
         target_running=spec.scaling.target_running,
         objective=objective_of(spec),
     )
@@ -236,6 +237,15 @@ def _given_up(
     return Count(wanted, f"{text}; {load}", scaling.model_copy(update={"under_since": None}))
 
 
+def _idle_limit_s(observed: Observed) -> float:
+    """`idleTimeout`, or earlier where the tier's idle times taught so."""
+    spec, bound_s = observed.spec, durations.seconds(observed.spec.scaling.idle_timeout)
+    if spec.scaling.sleep_after == "idleTimeout" or observed.learned is None:
+        return bound_s
+    wake_s = sizing_rules(spec, observed.status).cold_start_s
+    return idle.sleep_after_s(observed.learned.memory.idle_times, wake_s, bound_s)
+
+
 def _sleep(
     observed: Observed, fleet: Fleet, load: Load, current: int, least: int, scaling: ScalingStatus
 ) -> Count | None:
@@ -243,9 +253,8 @@ def _sleep(
     idle_since = _parse(scaling.idle_since)
     if idle_since is None or current <= least:
         return None
-    rules = observed.spec.scaling
     if fleet.ready:
-        limit_s = durations.seconds(rules.idle_timeout)
+        limit_s = _idle_limit_s(observed)
         if observed.spec.replicas == 0:
             limit_s = min(limit_s, SCALED_TO_ZERO_IDLE_S)
         if least > 0:

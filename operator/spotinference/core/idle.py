@@ -9,6 +9,7 @@ cost least over them. Bounded by the tier's idleTimeout. Called by `core.sizing`
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 SHORTEST_S = 30.0
@@ -39,6 +40,15 @@ def observe(state: IdleTimes, idle_s: float) -> IdleTimes:
         tuple(MEMORY * c + (i == place) for i, c in enumerate(state.counts)),
         tuple(MEMORY * s + idle_s * (i == place) for i, s in enumerate(state.sums_s)),
     )
+
+
+def from_counts(counts: Sequence[float]) -> IdleTimes:
+    """From the counts alone: each idle time as long as the middle of its half octave."""
+    if len(counts) != BUCKETS:
+        return IdleTimes()
+    kept = tuple(max(0.0, count) for count in counts)
+    middle = (SHORTEST_S * 2 ** ((i + 0.5) / STEPS_PER_OCTAVE) for i in range(BUCKETS))
+    return IdleTimes(kept, tuple(c * s for c, s in zip(kept, middle, strict=True)))
 
 
 def sleep_after_s(state: IdleTimes, wake_cost_s: float, bound_s: float) -> float:

@@ -13,7 +13,7 @@ from datetime import datetime
 
 from spotinference.api import times
 from spotinference.api.tier import LearnedStatus
-from spotinference.core import slo
+from spotinference.core import idle, slo
 from spotinference.core.capacity import ENOUGH_BUSY_S, Capacity, Line
 from spotinference.core.forecast import (
     MARGIN_LEAST,
@@ -23,6 +23,7 @@ from spotinference.core.forecast import (
     Forecaster,
     Skill,
 )
+from spotinference.core.idle import IdleTimes
 from spotinference.core.sizing import Memory
 from spotinference.core.slo import Evidence
 
@@ -47,6 +48,7 @@ def worth_writing(before: LearnedStatus | None, memory: Memory, now: datetime) -
         _moved([before.requests_per_replica_milli], [after.requests_per_replica_milli])
         or _moved([before.tokens_per_replica_milli], [after.tokens_per_replica_milli])
         or before.in_flight_at_slo != after.in_flight_at_slo
+        or _moved(before.idle_milli, after.idle_milli)
         or _moved(before.day_milli, after.day_milli)
         or _moved(before.margins_percent, after.margins_percent)
     )
@@ -61,16 +63,21 @@ def to_status(memory: Memory, now: datetime) -> LearnedStatus:
         requests_per_replica_milli=_milli(memory.capacity.requests_per_s) if known else 0,
         tokens_per_replica_milli=_milli(memory.capacity.tokens_per_s) if known else 0,
         in_flight_at_slo=_in_flight(memory.evidence),
+        idle_milli=_idle(memory.idle_times),
         day_milli=[UNKNOWN if v is None else _milli(v) for v in forecaster.pattern],
         margins_percent=[round(100 * skill.margin) for skill in forecaster.skills],
         losses_milli=[UNKNOWN if s.loss is None else _milli(s.loss) for s in forecaster.skills],
     )
 
 
-def from_status(status: LearnedStatus | None) -> Memory:
-    """The memory to go on with; what the status lacks, or what makes no sense, starts anew."""
+def from_status(status: LearnedStatus | None, idle_since: str | None = None) -> Memory:
+    """The memory to go on with; what the status lacks, or what makes no sense, starts anew.
+
+    `idle_since`: the idle time under way, as the status has it.
+    """
+    idle_since_s = _seconds(idle_since)
     if status is None:
-        return Memory()
+        return Memory(idle_since_s=idle_since_s)
     pattern = tuple(None if v < 0 else v / 1000 for v in status.day_milli)
     margins, losses = status.margins_percent, status.losses_milli
     skills = Forecaster().skills
@@ -87,6 +94,8 @@ def from_status(status: LearnedStatus | None) -> Memory:
             mix_requests=max(0.0, requests / 1000),
             mix_tokens=max(0.0, tokens / 1000),
         ),
+        idle_since_s=idle_since_s,
+        idle_times=idle.from_counts([count / 1000 for count in status.idle_milli]),
         evidence=slo.restored(status.in_flight_at_slo),
         forecaster=Forecaster(
             pattern=pattern if len(pattern) == SLOTS else (None,) * SLOTS, skills=skills
@@ -99,6 +108,19 @@ def _in_flight(evidence: Evidence) -> int:
     if found.hopeless:
         return HOPELESS
     return 0 if found.in_flight is None else max(1, round(found.in_flight))
+
+
+def _seconds(text: str | None) -> float | None:
+    """Since the epoch; None as well where somebody wrote what is no time."""
+    try:
+        return None if text is None else times.parse(text).timestamp()
+    except ValueError:
+        return None
+
+
+def _idle(seen: IdleTimes) -> list[int]:
+    """Nothing at all before the first idle time."""
+    return [_milli(count) for count in seen.counts] if sum(seen.counts) > 0 else []
 
 
 def _line(rate: float) -> Line:

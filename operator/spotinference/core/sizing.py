@@ -73,6 +73,8 @@ class Rules:
     least: int = 1
     most: int = 1
     idle_timeout_s: float = 600.0
+    learn_idle: bool = True
+    """whether idle times decide when to sleep"""
     target_running: int = 64
     objective: Objective | None = None
     drain: bool = True
@@ -116,7 +118,7 @@ def learn(memory: Memory, reading: Reading, rules: Rules) -> Memory:
     """The memory after one more reading."""
     arrived = memory.minute_arrived + reading.arrived
     memory = replace(
-        _idled(memory, reading),
+        _idled(memory, reading) if rules.learn_idle else memory,
         capacity=capacity.observe(
             memory.capacity,
             Seen(reading.busy_s, reading.up_s, reading.finished, reading.tokens),

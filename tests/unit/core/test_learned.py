@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from spotinference.api.tier import LearnedStatus
-from spotinference.core import forecast, learned, sizing, slo
+from spotinference.core import forecast, idle, learned, sizing, slo
 from spotinference.core.autoscale import READING_COUNTS_S
 from spotinference.core.observed import Learned
 from spotinference.core.sizing import Memory, Reading, Rules
@@ -43,6 +43,33 @@ def test_a_restarted_operator_knows_capacity_pattern_and_skills() -> None:
     assert [s.margin for s in after.forecaster.skills] == pytest.approx(
         [s.margin for s in before.forecaster.skills], abs=0.006
     )
+
+
+@pytest.mark.fault(54)
+def test_a_restarted_operator_knows_the_idle_times_and_the_one_under_way() -> None:
+    seen = idle.IdleTimes()
+    for idle_s in (40, 50, 60, 3600, 45, 55, 65, 7200, 50):
+        seen = idle.observe(seen, idle_s)
+    status = learned.to_status(Memory(idle_times=seen), NOW)
+    after = learned.from_status(status, "2026-11-21T11:59:00Z")
+    assert idle.sleep_after_s(after.idle_times, 480, 600) == idle.sleep_after_s(seen, 480, 600)
+    assert after.idle_since_s == (NOW - timedelta(minutes=1)).timestamp()
+    assert learned.from_status(None, "yesterday").idle_since_s is None
+
+
+def test_one_more_idle_time_like_those_before_is_not_written() -> None:
+    def after(*idle_s: float) -> Memory:
+        seen = idle.IdleTimes()
+        for one in idle_s:
+            seen = idle.observe(seen, one)
+        return Memory(idle_times=seen)
+
+    status = learned.to_status(after(*[100.0] * 60), NOW)
+    soon, later = NOW + timedelta(seconds=299), NOW + timedelta(seconds=300)
+    assert not learned.worth_writing(status, after(*[100.0] * 61), later)
+    longer = after(*[100.0] * 60, *[2000.0] * 4)
+    assert learned.worth_writing(status, longer, later)
+    assert not learned.worth_writing(status, longer, soon)
 
 
 def test_steady_load_is_written_once_and_then_not_again() -> None:
@@ -79,6 +106,7 @@ def test_whatever_the_status_says_a_memory_comes_of_it(
         requests_per_replica_milli=rates[0],
         tokens_per_replica_milli=rates[1],
         in_flight_at_slo=rates[2],
+        idle_milli=numbers[:30],
         day_milli=numbers,
         margins_percent=numbers[:4],
         losses_milli=numbers[4:8],
@@ -191,3 +219,37 @@ def test_without_an_objective_latencies_add_nothing() -> None:
     w.memory, w.rate = replace(lived(7200, 1.0), evidence=evidence), 1.0
     w.run(300)
     assert w.total == 1
+
+
+@pytest.mark.parametrize(("asked", "sleeps_after_s"), [("idleTimeout", 600), ("learned", 60)])
+def test_a_tier_sleeps_by_its_idle_times_only_if_it_asks_for_that(
+    asked: str, sleeps_after_s: float
+) -> None:
+    w = tracked(sleepAfter=asked)
+    long = idle.IdleTimes()
+    for _ in range(20):
+        long = idle.observe(long, 7200)
+    w.memory = Memory(idle_times=long)
+    w.streams = 1
+    w.run(120)
+    assert w.total == 1
+    w.streams = 0
+    w.run(sleeps_after_s - 35)
+    assert w.total == 1
+    w.run(45)
+    assert w.total == 0
+
+
+def test_idle_times_never_delay_sleep_beyond_the_idle_timeout() -> None:
+    w = tracked(sleepAfter="learned", idleTimeout="100s")
+    short = idle.IdleTimes()
+    for _ in range(20):
+        short = idle.observe(short, 80)
+    w.memory = Memory(idle_times=short)
+    w.streams = 1
+    w.run(120)
+    w.streams = 0
+    w.run(80)
+    assert w.total == 1
+    w.run(30)
+    assert w.total == 0

@@ -175,6 +175,23 @@ def test_a_pattern_that_no_longer_holds_loses_its_voice() -> None:
     assert forecast.outlook(state, nine, 540).upper < 6
 
 
+def test_idle_times_are_learned_across_sleep_but_not_through_silence() -> None:
+    def lives(*readings: Reading, rules: Rules = RULES) -> idle.IdleTimes:
+        memory = Memory()
+        for now in readings:
+            memory = sizing.learn(memory, now, rules)
+        return memory.idle_times
+
+    busy, again = reading(0), reading(900)
+    calm = reading(10, rate=0.0)
+    asleep = replace(reading(500, rate=0.0), ready=0, up_s=0)
+    silent = replace(reading(500, rate=0.0), unknown=1)
+    assert sum(lives(busy, calm, asleep, again).sums_s) == 890
+    assert lives(busy, calm, silent, again) == idle.IdleTimes()
+    asked_not = replace(RULES, learn_idle=False)
+    assert lives(busy, calm, asleep, again, rules=asked_not) == idle.IdleTimes()
+
+
 def test_without_experience_the_ski_rental_waits_one_wake() -> None:
     assert idle.sleep_after_s(idle.IdleTimes(), 480, 3600) == 480
     assert idle.sleep_after_s(idle.IdleTimes(), 480, 60) == 60
