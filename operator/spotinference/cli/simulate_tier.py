@@ -139,7 +139,7 @@ def command(
 
 
 def read(tier_file: Path, pools_file: Path) -> tuple[TierSpec, dict[str, PoolSpec]]:
-    """The tier and the pools it names. `ConfigInvalid` or `SpecInvalid` says file and field."""
+    """The tier, the pools it names, and reserved ones beside them to compare with. `ConfigInvalid` or `SpecInvalid` says file and field."""
     tiers = [d for d in _documents("--tier", tier_file) if d.get("kind") == TIER.kind]
     if len(tiers) != 1:
         raise errors.ConfigInvalid(
@@ -157,7 +157,8 @@ def read(tier_file: Path, pools_file: Path) -> tuple[TierSpec, dict[str, PoolSpe
             f"--pools {pools_file}: no {POOL.kind} named {missing[0]}, which spec.placement.pools "
             f"of the tier names; it has {', '.join(sorted(found)) or 'none'}."
         )
-    pools = {name: found[name] for name in spec.placement.pools}
+    reserved = [name for name, pool in found.items() if pool.capacity_type == "reserved"]
+    pools = {name: found[name] for name in (*spec.placement.pools, *reserved)}
     unpriced = [name for name, pool in pools.items() if pool.price is None]
     if unpriced:
         raise errors.ConfigInvalid(

@@ -1,6 +1,7 @@
-"""What a tier is compared with: the peak on demand all the time, and SpotHedge under an HPA.
+"""What a tier is compared with: the peak on demand all the time, SpotHedge under an HPA, and the
+common mix of reserved, spot and on-demand (`mixed`) where the pools have a reserved one.
 
-Both get what they need for nothing: the static one knows the workload's peak, the other its own
+They get what they need for nothing: the static ones know the workload's peak, the other its own
 replicas at once. They run on the same machines, traffic and prices as ours.
 """
 
@@ -13,6 +14,7 @@ from spotinference.core.observed import Market
 from spotinference.simulate import autoscale_policies, baselines, spot
 from spotinference.simulate.autoscale import Signals
 from spotinference.simulate.machines import Machines, Pod
+from spotinference.simulate.mixed import ReservedMix
 from spotinference.simulate.tier import Controller, Setup
 from spotinference.simulate.traffic import Traffic
 
@@ -21,23 +23,28 @@ SPOTHEDGE_EXTRA = 1
 
 def of(setup: Setup) -> list[Controller]:
     """Those that the tier's pools allow: each needs a price for on-demand nodes."""
-    steady = [
-        Market(name, pool.zones[0])
-        for name, pool in setup.pools.items()
-        if pool.capacity_type == "on-demand"
-    ]
+    steady = _markets(setup, "on-demand")
     if not steady:
         return []
-    spots = [
-        Market(name, zone)
-        for name, pool in setup.pools.items()
-        if pool.capacity_type == "spot"
-        for zone in pool.zones
-    ]
+    spots, reserved = _markets(setup, "spot"), _markets(setup, "reserved")
     found: list[Controller] = [OnDemandStatic(steady[0], peak(setup))]
     if spots:
         found.append(SpotHedgeHpa(setup, spots, steady[0]))
+    if spots and reserved:
+        found.append(ReservedMix(reserved[0], spots, steady[0], peak(setup)))
     return found
+
+
+def _markets(setup: Setup, kind: str) -> list[Market]:
+    """Of the tier's pools; a reserved one may stand beside them, for the comparison only."""
+    named = [name for name in setup.spec.placement.pools if name in setup.pools]
+    beside = [name for name in setup.pools if name not in named and kind == "reserved"]
+    return [
+        Market(name, zone)
+        for name in (*named, *beside)
+        if setup.pools[name].capacity_type == kind
+        for zone in setup.pools[name].zones
+    ]
 
 
 def peak(setup: Setup) -> int:

@@ -188,6 +188,48 @@ def test_the_hedging_rival_holds_a_spare_on_spot_and_bridges_on_demand() -> None
     assert outcome.timeline[-1].ready == {Market("steady", "a"): 1}
 
 
+def with_reserved(s: Setup) -> Setup:
+    """A reserved pool at $1.80 beside the tier's own, for the comparison only."""
+    body = {
+        "capacityType": "reserved",
+        "zones": ["a"],
+        "price": {"microUSDPerHour": 1_800_000},
+    }
+    return replace(s, pools={**s.pools, "owned": PoolSpec.model_validate(body)})
+
+
+def test_the_mixed_rival_stands_on_reserved_and_spot_and_follows_lost_nodes() -> None:
+    s = with_reserved(
+        setup([25.0] * HOUR, capacity={"a": [1] * 6 + [0] * 6, "b": [1] * 4 + [2] * 8})
+    )
+    mix = rivals.of(s)[2]
+    outcome = tier.replay(s, mix)
+    first, last = outcome.timeline[100].ready, outcome.timeline[-1].ready
+    assert rivals.peak(s) == 4
+    assert first == {Market("owned", "a"): 3, Market("spot", "a"): 1}
+    assert last == {Market("owned", "a"): 3, Market("spot", "b"): 1}
+    assert outcome.reclaims == 1
+
+
+def test_the_mixed_rival_uses_on_demand_only_while_more_than_fifty_wait() -> None:
+    jammed = [25.0] * 60 + [0.0] * (HOUR - 60)
+    s = with_reserved(setup(jammed, capacity={"a": [0] * 12, "b": [0] * 12}))
+    outcome = tier.replay(s, rivals.of(s)[2])
+    steady = Market("steady", "a")
+    helped = [p for p in outcome.timeline if p.ready.get(steady)]
+    assert helped
+    queued = [p.queued for p in outcome.timeline if p.at_s < helped[0].at_s]
+    assert max(queued) > 50
+    assert steady not in outcome.timeline[-1].ready
+    calm = with_reserved(setup([2.0] * HOUR))
+    assert "on-demand" not in tier.replay(calm, rivals.of(calm)[2]).by_capacity_type
+
+
+def test_a_reserved_pool_for_comparison_is_not_used_by_ours() -> None:
+    s = with_reserved(setup([8.0] * HOUR))
+    assert "reserved" not in ours(s).by_capacity_type
+
+
 def test_without_an_on_demand_pool_there_is_nobody_to_compare_with() -> None:
     s = setup([1.0])
     pools = {"spot": s.pools["spot"]}
