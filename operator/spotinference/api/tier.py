@@ -474,10 +474,11 @@ class LearnedStatus(ApiModel):
         default=0, description="Thousandths of a request per second that a full replica serves."
     )
     tokens_per_replica_milli: int = Field(default=0, description="The same for output tokens.")
-    in_flight_at_slo: int = Field(
+    full_in_flight: int = Field(
         default=0,
-        description="Requests in flight with which a replica keeps scaling.slo; 0: it was never "
-        "broken, or there is none; -1: even one request breaks it, so it is not aimed at.",
+        description="Requests in flight that a replica takes without preempting any from its KV "
+        "cache and, with scaling.slo, while keeping that; 0: it was never too much; -1: even one "
+        "request is, so it is not aimed at.",
     )
     idle_milli: list[int] = Field(
         default=[],

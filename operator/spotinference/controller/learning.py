@@ -25,7 +25,7 @@ from spotinference.core import learned, sizing
 from spotinference.core.autoscale import sizing_rules
 from spotinference.core.latency import Histogram, grown, in_time
 from spotinference.core.observed import Learned, Sample, TierRef
-from spotinference.core.slo import Objective, Pace
+from spotinference.core.slo import KV_FULL, Objective, Pace
 
 EVERY_S = 10.0
 AT_ONCE = 50
@@ -39,6 +39,9 @@ class _Seen:
     at_s: float
     ttft: Histogram | None
     itl: Histogram | None
+    preempted: float
+    kv_use: float | None
+    running: int
     finished: float
     rejected: float
     tokens: float
@@ -171,8 +174,7 @@ class Learner:
             busy_s += min(1.0, load / full) * passed_s
             if before is None:
                 continue
-            if rules.objective is not None:
-                paces.append(pace_of(before, seen, rules.objective, passed_s))
+            paces.append(pace_of(before, seen, rules.objective, passed_s))
             # Of what a replica did while it could not be read, this reading's share: else all of it
             # would look like a burst.
             share = min(1.0, passed_s / (now_s - before.at_s))
@@ -204,6 +206,9 @@ def seen_of(sample: Sample, at_s: float) -> _Seen:
         at_s,
         sample.ttft,
         sample.itl,
+        sample.preempted_total,
+        sample.kv_use,
+        sample.running,
         sample.finished_total,
         sample.rejected_total,
         sample.tokens_total,
@@ -211,14 +216,21 @@ def seen_of(sample: Sample, at_s: float) -> _Seen:
     )
 
 
-def pace_of(before: _Seen, seen: _Seen, objective: Objective, passed_s: float) -> Pace:
-    """How one replica kept the objective between two readings."""
+def pace_of(before: _Seen, seen: _Seen, objective: Objective | None, passed_s: float) -> Pace:
+    """How one replica fared between two readings."""
+    room = None
+    if seen.kv_use is not None:
+        preempted = growth(before.preempted, seen.preempted) > 0
+        room = not (preempted and seen.kv_use >= KV_FULL)
+    if objective is None:
+        return Pace((before.running + seen.running) / 2, passed_s, None, None, room)
     ttft, itl = grown(before.ttft, seen.ttft), grown(before.itl, seen.itl)
     return Pace(
         in_flight=(before.in_flight + seen.in_flight) / 2,
         up_s=passed_s,
         ttft=None if ttft is None else in_time(ttft, objective.ttft_s),
         itl=None if itl is None else in_time(itl, objective.itl_s),
+        room=room,
     )
 
 

@@ -133,13 +133,15 @@ def current_count(observed: Observed, fleet: Fleet) -> int:
 
 
 def needed(observed: Observed, load: Load) -> int:
-    """Replicas that would bring load per replica to its targets, or to what keeps the objective."""
-    scaling, learned = observed.spec.scaling, observed.learned
+    """Replicas that would bring load per replica to its targets, or to what was learned to fill one."""
+    scaling = observed.spec.scaling
     waiting = math.ceil((load.waiting + load.parked) / scaling.target_waiting)
-    if scaling.slo is None or learned is None:
-        return max(waiting, math.ceil(load.running / scaling.target_running))
-    full = sizing.full(learned.memory, sizing_rules(observed.spec, observed.status))
-    return max(waiting, math.ceil((load.running + load.waiting) / full))
+    full: float = scaling.target_running
+    if observed.learned is not None:
+        rules = sizing_rules(observed.spec, observed.status)
+        full = sizing.full(observed.learned.memory, rules)
+    in_flight = load.running if scaling.slo is None else load.running + load.waiting
+    return max(waiting, math.ceil(in_flight / full))
 
 
 @dataclass(frozen=True, slots=True)

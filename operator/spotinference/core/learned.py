@@ -47,7 +47,7 @@ def worth_writing(before: LearnedStatus | None, memory: Memory, now: datetime) -
     return (
         _moved([before.requests_per_replica_milli], [after.requests_per_replica_milli])
         or _moved([before.tokens_per_replica_milli], [after.tokens_per_replica_milli])
-        or before.in_flight_at_slo != after.in_flight_at_slo
+        or before.full_in_flight != after.full_in_flight
         or _moved(before.idle_milli, after.idle_milli)
         or _moved(before.day_milli, after.day_milli)
         or _moved(before.margins_percent, after.margins_percent)
@@ -62,7 +62,7 @@ def to_status(memory: Memory, now: datetime) -> LearnedStatus:
         at=times.to_text(now),
         requests_per_replica_milli=_milli(memory.capacity.requests_per_s) if known else 0,
         tokens_per_replica_milli=_milli(memory.capacity.tokens_per_s) if known else 0,
-        in_flight_at_slo=_in_flight(memory.evidence),
+        full_in_flight=_in_flight(memory.evidence),
         idle_milli=_idle(memory.idle_times),
         day_milli=[UNKNOWN if v is None else _milli(v) for v in forecaster.pattern],
         margins_percent=[round(100 * skill.margin) for skill in forecaster.skills],
@@ -96,7 +96,7 @@ def from_status(status: LearnedStatus | None, idle_since: str | None = None) -> 
         ),
         idle_since_s=idle_since_s,
         idle_times=idle.from_counts([count / 1000 for count in status.idle_milli]),
-        evidence=slo.restored(status.in_flight_at_slo),
+        evidence=slo.restored(status.full_in_flight),
         forecaster=Forecaster(
             pattern=pattern if len(pattern) == SLOTS else (None,) * SLOTS, skills=skills
         ),

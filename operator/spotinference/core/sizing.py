@@ -96,7 +96,7 @@ class Memory:
     capacity: Capacity = field(default_factory=Capacity)
     idle_times: IdleTimes = field(default_factory=IdleTimes)
     evidence: Evidence = field(default_factory=Evidence)
-    """of the objective, where the tier has one"""
+    """of how many requests a replica takes"""
     minute_began_s: float | None = None
     minute_arrived: float = 0.0
     outlook: Outlook | None = None
@@ -155,11 +155,9 @@ def full(memory: Memory, rules: Rules) -> float:
 
 
 def paced(memory: Memory, paces: Iterable[Pace], passed_s: float, rules: Rules) -> Memory:
-    """The memory after the replicas' latencies of one reading; what a full replica serves moves along
+    """The memory after how the replicas fared in one reading; what a full replica serves moves along
     with what is called full.
     """
-    if rules.objective is None:
-        return replace(memory, evidence=Evidence())
     before = full(memory, rules)
     memory = replace(
         memory, evidence=slo.observe(memory.evidence, paces, passed_s, rules.objective)

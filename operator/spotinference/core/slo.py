@@ -1,10 +1,12 @@
-"""How many requests in flight a replica takes while its latencies keep the tier's objective.
+"""How many requests in flight a replica takes: while its KV cache has room, and (where the tier has an
+objective) while its latencies keep it.
 
 For each level of requests in flight (half octaves) it is remembered for how much of the time first
-tokens, and gaps between tokens, came in time. Latency grows with load, so the answer lies below the
-lowest level that breaks the objective above the highest that keeps it. Where none was ever broken the
-tier's own `targetRunning` counts, or more if more went well. Only levels that replicas had are known:
-the number is lowered one level at a time, and evidence of a broken one fades until it is tried again.
+tokens, and gaps between tokens, came in time, and for how much of it nothing was preempted from a full
+KV cache. All grow with load, so the answer lies below the lowest level that is too much above the
+highest that is not. Where none ever was the tier's own `targetRunning` counts, or with an objective more
+if more went well. Only levels that replicas had are known: the number is lowered one level at a time,
+and evidence of one that was too much fades until it is tried again.
 
 An objective that is broken with one request in flight cannot be kept by more replicas: it is given
 up, and said so, instead of buying replicas without end. Called by `core.sizing`; pure.
@@ -27,6 +29,10 @@ ENOUGH_S = 60.0
 """Replica-seconds of evidence below which a level is not judged."""
 RESTORED_S = 600.0
 """What a number that was known before a restart counts for: most of a day, if nothing speaks against it."""
+ROOM_SHARE = 0.95
+"""Of the time at a level, without a preemption: a rare one costs less than a replica."""
+KV_FULL = 0.9
+"""Share of the KV cache in use from which a preemption is one for want of room."""
 LONE_LEVEL = 1
 """Up to here a replica is as good as alone with one request."""
 
@@ -49,44 +55,52 @@ class Pace:
     ttft: float | None
     """share of first tokens that came in time"""
     itl: float | None
+    room: bool | None = None
+    """nothing was preempted while the KV cache was full"""
 
 
 @dataclass(frozen=True, slots=True)
 class Kept:
-    """Replica-seconds with evidence, and how many of them were in time, of one level."""
+    """Replica-seconds with evidence, and how many of them were good, of one level."""
 
     ttft_s: float = 0.0
     ttft_good_s: float = 0.0
     itl_s: float = 0.0
     itl_good_s: float = 0.0
+    room_s: float = 0.0
+    room_good_s: float = 0.0
+
+
+NOTHING = Kept()
 
 
 @dataclass(frozen=True, slots=True)
 class Evidence:
     """All that is remembered."""
 
-    levels: tuple[Kept, ...] = (Kept(),) * LEVELS
+    levels: tuple[Kept, ...] = (NOTHING,) * LEVELS
     objective: Objective | None = None
-    """what it is evidence of; None: of whatever the tier's is (none yet, or from before a restart)"""
+    """what the latencies are evidence of; None: of whatever the tier's is (none, or from before a
+    restart)"""
 
 
 @dataclass(frozen=True, slots=True)
 class Limit:
-    """`in_flight` None: the objective was never broken. `hopeless`: even one request breaks it."""
+    """`in_flight` None: it was never too much. `hopeless`: even one request is."""
 
     in_flight: float | None
     most_kept: float = 0.0
-    """the highest level that kept it; 0: none"""
+    """the highest level that was not too much; 0: none"""
     hopeless: bool = False
 
 
 def observe(
-    state: Evidence, paces: Iterable[Pace], passed_s: float, objective: Objective
+    state: Evidence, paces: Iterable[Pace], passed_s: float, objective: Objective | None
 ) -> Evidence:
     """After one more reading of the replicas; another objective than before starts anew."""
     state = state if state.objective in {None, objective} else Evidence()
     keep = 0.5 ** (passed_s / HALF_LIFE_S)
-    levels = [_added(kept, keep, None) for kept in state.levels]
+    levels = [kept if kept == NOTHING else _added(kept, keep, None) for kept in state.levels]
     for pace in paces:
         if pace.in_flight > 0 and pace.up_s > 0:
             place = level(pace.in_flight)
@@ -96,9 +110,7 @@ def observe(
 
 def limit(state: Evidence) -> Limit:
     """What the evidence says."""
-    if state.objective is None:
-        return Limit(None)
-    share = state.objective.share
+    share = None if state.objective is None else state.objective.share
     verdicts = [_verdict(kept, share) for kept in state.levels]
     best = max((i for i, good in enumerate(verdicts) if good is True), default=-1)
     most_kept = 0.0 if best < 0 else size(best)
@@ -112,11 +124,13 @@ def limit(state: Evidence) -> Limit:
 
 def full(state: Evidence, objective: Objective | None, target: int) -> float:
     """Requests in flight on a full replica; `target`: what the tier says."""
-    if objective is None or state.objective not in {None, objective}:
+    if state.objective not in {None, objective}:
         return float(target)
     found = limit(replace(state, objective=objective))
     if found.hopeless:
         return float(target)
+    if objective is None:
+        return float(target) if found.in_flight is None else min(target, found.in_flight)
     return max(float(target), found.most_kept) if found.in_flight is None else found.in_flight
 
 
@@ -126,8 +140,8 @@ def restored(in_flight: float) -> Evidence:
     if in_flight <= 0 or place + 1 >= LEVELS:
         return Evidence()
     s = RESTORED_S
-    levels = [Kept()] * LEVELS
-    levels[place : place + 2] = [Kept(s, s, s, s), Kept(s, 0.0, s, 0.0)]
+    levels = [NOTHING] * LEVELS
+    levels[place : place + 2] = [Kept(s, s, s, s, s, s), Kept(s, 0.0, s, 0.0, s, 0.0)]
     return Evidence(tuple(levels))
 
 
@@ -143,7 +157,8 @@ def size(place: int) -> float:
 def _added(kept: Kept, keep: float, pace: Pace | None) -> Kept:
     ttft = _sums(kept.ttft_s, kept.ttft_good_s, keep, pace, None if pace is None else pace.ttft)
     itl = _sums(kept.itl_s, kept.itl_good_s, keep, pace, None if pace is None else pace.itl)
-    return Kept(*ttft, *itl)
+    free = None if pace is None or pace.room is None else float(pace.room)
+    return Kept(*ttft, *itl, *_sums(kept.room_s, kept.room_good_s, keep, pace, free))
 
 
 def _sums(
@@ -157,11 +172,19 @@ def _sums(
     return seen_s / over, good_s / over
 
 
-def _verdict(kept: Kept, share: float) -> bool | None:
-    """Kept, broken, or (None) not known; what is known of either latency decides."""
-    known = [
-        good_s / seen_s >= share
-        for seen_s, good_s in ((kept.ttft_s, kept.ttft_good_s), (kept.itl_s, kept.itl_good_s))
-        if seen_s >= ENOUGH_S
-    ]
-    return all(known) if known else None
+def _verdict(kept: Kept, share: float | None) -> bool | None:
+    """Not too much, too much, or (None) not known; `share` None: latencies do not matter."""
+    room = _good(kept.room_s, kept.room_good_s, ROOM_SHARE)
+    if share is None:
+        return room
+    latencies = (
+        _good(kept.ttft_s, kept.ttft_good_s, share),
+        _good(kept.itl_s, kept.itl_good_s, share),
+    )
+    if False in {room, *latencies}:
+        return False
+    return True if True in latencies else None
+
+
+def _good(seen_s: float, good_s: float, least: float) -> bool | None:
+    return good_s / seen_s >= least if seen_s >= ENOUGH_S else None

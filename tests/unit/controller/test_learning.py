@@ -35,6 +35,9 @@ class Engine:
         self.running = 32
         self.itl_s: float | None = None
         """what every gap between tokens takes; None: the engine does not tell"""
+        self.kv_use: float | None = None
+        self.preempts = False
+        self.preempted = 0.0
 
     async def load(self, host: str, port: int) -> EngineLoad:
         if self.fails:
@@ -49,7 +52,10 @@ class Engine:
                 [(0.025, tokens * (self.itl_s <= 0.025)), (0.05, tokens), (math.inf, tokens)]
             )
         finished = float(int(self.done))
-        return EngineLoad(self.running, 0, finished, 0.0, tokens_total=tokens, itl=itl)
+        self.preempted += self.preempts
+        return EngineLoad(
+            self.running, 0, finished, 0.0, self.preempted, tokens, kv_use=self.kv_use, itl=itl
+        )
 
     def restart(self) -> None:
         self.done = 0.0
@@ -177,3 +183,22 @@ async def test_an_engine_that_restarts_breaks_no_objective_by_it(clock: VirtualC
     evidence = it.learned().memory.evidence
     assert sum(kept.itl_s for kept in evidence.levels) > 100
     assert slo.limit(evidence).in_flight is None
+
+
+@virtual_time
+async def test_a_cache_without_room_fills_a_replica_although_nothing_waits(
+    clock: VirtualClock,
+) -> None:
+    below = 32 / 2**0.5
+    cases = [(0.97, True, below), (0.97, False, 64.0), (0.6, True, 64.0), (None, True, 64.0)]
+    for kv_use, preempts, full in cases:
+        it = Bench(clock)
+        it.engine.running, it.engine.kv_use = 8, None if kv_use is None else 0.2
+        await asyncio.sleep(300)
+        it.engine.running, it.engine.kv_use, it.engine.preempts = 32, kv_use, preempts
+        await asyncio.sleep(300)
+        assert it.learned().reading.waiting == 0
+        found = sizing.full(it.learned().memory, Rules(cold_start_s=60))
+        assert found == pytest.approx(full), (kv_use, preempts)
+        for task in it.tasks:
+            task.cancel()

@@ -105,7 +105,7 @@ def test_whatever_the_status_says_a_memory_comes_of_it(
         at="2026-11-21T12:00:00Z",
         requests_per_replica_milli=rates[0],
         tokens_per_replica_milli=rates[1],
-        in_flight_at_slo=rates[2],
+        full_in_flight=rates[2],
         idle_milli=numbers[:30],
         day_milli=numbers,
         margins_percent=numbers[:4],
@@ -204,12 +204,12 @@ def test_an_objective_that_is_broken_adds_replicas_and_the_status_says_where() -
     w.run(300)
     assert w.total == 1
     assert w.status.learned is not None
-    assert w.status.learned.in_flight_at_slo == learned.HOPELESS
+    assert w.status.learned.full_in_flight == learned.HOPELESS
     good = [Pace(1, 10, 1.0, 1.0)] * 200
     w.memory = replace(w.memory, evidence=slo.observe(w.memory.evidence, good, 10, SLO))
     w.run(400)
     assert w.total == 3  # 30 in flight, 11 each
-    assert w.status.learned.in_flight_at_slo == 11
+    assert w.status.learned.full_in_flight == 11
 
 
 def test_without_an_objective_latencies_add_nothing() -> None:
@@ -253,3 +253,20 @@ def test_idle_times_never_delay_sleep_beyond_the_idle_timeout() -> None:
     assert w.total == 1
     w.run(30)
     assert w.total == 0
+
+
+def test_a_cache_without_room_adds_a_replica_although_nothing_waits() -> None:
+    w = tracked(targetRunning=64)
+    w.streams = 20
+    w.memory, w.rate = lived(7200, 0.5), 0.5
+    w.run(300)
+    assert w.total == 1
+    evidence = Evidence()
+    for _ in range(60):
+        paces = [Pace(8, 10, None, None, True), Pace(20, 10, None, None, False)]
+        evidence = slo.observe(evidence, paces, 10, None)
+    w.memory = replace(w.memory, evidence=evidence)
+    w.run(300)
+    assert w.total == 2  # 16 each
+    assert w.status.learned is not None
+    assert w.status.learned.full_in_flight == 16

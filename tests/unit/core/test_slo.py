@@ -122,6 +122,33 @@ def test_whatever_is_seen_a_replica_takes_at_least_one_request(
     assert full(state) >= 1
 
 
+def roomy(at: float, preempting: float, state: Evidence | None = None) -> Evidence:
+    """Ten minutes of a replica without an objective that preempts in this share of the readings."""
+    state = state or Evidence()
+    for step in range(60):
+        room = step % 20 >= round(20 * preempting)
+        state = slo.observe(state, [Pace(at, 10, None, None, room)], 10, None)
+    return state
+
+
+def test_preemptions_from_a_full_cache_make_a_replica_full_whatever_its_target() -> None:
+    state = roomy(20, 0.5, roomy(8, 0.0))
+    assert slo.full(state, None, TARGET) == pytest.approx(16)
+    assert slo.full(state, ASKED, TARGET) == pytest.approx(16), "also where latencies are asked for"
+    assert slo.full(state, None, 4) == 4, "never more than the tier allows"
+
+
+def test_a_rare_preemption_is_cheaper_than_a_replica() -> None:
+    assert slo.full(roomy(20, 0.05, roomy(8, 0.0)), None, TARGET) == TARGET
+
+
+def test_room_alone_does_not_show_that_latencies_are_kept() -> None:
+    state = seen(16, 0.5, state=seen(8, 1.0))
+    for _ in range(60):
+        state = slo.observe(state, [Pace(64, 10, None, None, True)], 10, ASKED)
+    assert full(state) == pytest.approx(16 / 2**0.5)
+
+
 def test_what_a_full_replica_serves_moves_with_what_is_called_full() -> None:
     rules = Rules(cold_start_s=60, target_running=64, objective=ASKED)
     memory = Memory()
