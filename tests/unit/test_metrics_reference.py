@@ -7,7 +7,10 @@ from pathlib import Path
 
 from prometheus_client import CollectorRegistry
 
+from spotinference.clients.clock import SystemClock
 from spotinference.controller import metrics as operator_metrics
+from spotinference.controller.market_metrics import MarketMetrics
+from spotinference.controller.store import Store
 from spotinference.gateway import metrics as gateway_metrics
 
 PAGE = Path(__file__).parents[2] / "docs" / "reference" / "metrics.md"
@@ -31,6 +34,10 @@ def rendered() -> str:
     operator = operator_metrics.Metrics()
     for name in operator_metrics.GAUGES:
         operator.gauge(name, lambda: 0.0)
+    clock = SystemClock()
+    operator.registry.register(
+        MarketMetrics(operator_metrics.PREFIX, Store(clock), clock, lambda: False)
+    )
     gateway = gateway_metrics.Metrics()
     return (
         f"{HEAD}\n## Operator\n\n{_table(operator.registry)}"

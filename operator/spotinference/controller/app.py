@@ -31,7 +31,8 @@ from spotinference.controller.events import EventPoster
 from spotinference.controller.handlers import WATCHED, Router
 from spotinference.controller.latency import Latencies
 from spotinference.controller.learning import Learner
-from spotinference.controller.metrics import Metrics
+from spotinference.controller.market_metrics import MarketMetrics
+from spotinference.controller.metrics import PREFIX, Metrics
 from spotinference.controller.nodeevents import NodeEvents
 from spotinference.controller.nodes import NodeWatch
 from spotinference.controller.observe import Observer
@@ -135,7 +136,9 @@ def build(config: OperatorConfig, kube: Kube, engines: EngineClient) -> Parts:
     )
     events = EventPoster(writer, metrics, clock, elector.identity)
     actor = Actor(kube, writer, store, demand, events, latencies, clock)
-    reconciler = Reconciler(observer, actor, decide, latencies, metrics)
+    markets = MarketMetrics(PREFIX, store, clock, elector.leads)
+    metrics.registry.register(markets)
+    reconciler = Reconciler(observer, actor, decide, latencies, metrics, markets)
     resync = Resync(kube, router, metrics)
     heartbeat = probes.Heartbeat(clock, queue.stalled_s)
 

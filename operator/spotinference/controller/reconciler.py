@@ -11,6 +11,7 @@ from spotinference import errors
 from spotinference.api.conditions import Reason
 from spotinference.controller.act import RETRY_BLOCKED_S, Actor, Blocked, NamespaceGoing
 from spotinference.controller.latency import Latencies
+from spotinference.controller.market_metrics import MarketMetrics
 from spotinference.controller.metrics import Metrics
 from spotinference.controller.observe import Observer
 from spotinference.core.observed import Observed, TierRef
@@ -33,6 +34,7 @@ class Reconciler:
     decide: Decide
     latencies: Latencies
     metrics: Metrics
+    markets: MarketMetrics
     _bugs: dict[TierRef, int] = field(default_factory=dict)
 
     async def reconcile(self, ref: TierRef) -> float | None:
@@ -66,6 +68,7 @@ class Reconciler:
             return None
         plan = self.decide(observed)
         blocked_s = await self.actor.act(observed, plan)
+        self.markets.looked(ref, observed.status, plan.status)
         ends_s = demand_ends_s + EXPIRY_SLACK_S if demand_ends_s is not None else None
         return min(
             (s for s in (plan.requeue_after_s, blocked_s, ends_s) if s is not None), default=None

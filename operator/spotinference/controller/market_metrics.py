@@ -1,0 +1,127 @@
+"""Metrics per market of each tier, read from what the operator knows when Prometheus asks.
+
+Nothing is kept but the count of refusals: price, replicas and hazard are worked out of the stored
+tiers and pools, so a tier that is deleted takes its series along. Empty where another replica leads.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from spotinference import errors
+from spotinference.api import parse
+from spotinference.api.kinds import POOL, TIER
+from spotinference.api.pool import PoolSpec
+from spotinference.api.tier import MarketStatus, TierStatus
+from spotinference.clients.clock import Clock
+from spotinference.controller.store import Store
+from spotinference.core import outlook
+from spotinference.core.markets import HOUR_S, NOTHING_KNOWN
+from spotinference.core.observed import Market, TierRef
+
+MAX_ROWS = 5000
+"""Markets shown, over all tiers: six series each. A cluster that has more shows the first by name."""
+LABELS = ("tier", "market", "capacity_type")
+GAUGES = {
+    "price": "Dollars per replica and hour there, where the pool has a price.",
+    "ready": "Replicas of the tier that serve there.",
+    "launching": "Replicas asked for there that do not serve yet.",
+    "paused": "1 while the tier launches nothing there because it refused or took a node back.",
+    "hazard_per_hour": "Reclaims to expect there in the next hour; spot only.",
+}
+REFUSALS = (
+    "Launches that stayed pending there or nodes that it took back, since this process leads."
+)
+
+
+Families = dict[str, GaugeMetricFamily | CounterMetricFamily]
+
+
+class MarketMetrics(Collector):
+    """Registered once per process. `looked` is told of each status that changes."""
+
+    def __init__(self, prefix: str, store: Store, clock: Clock, leads: Callable[[], bool]) -> None:
+        self._prefix = prefix
+        self._store = store
+        self._clock = clock
+        self._leads = leads
+        self._refusals: Counter[tuple[TierRef, Market]] = Counter()
+
+    def looked(self, ref: TierRef, before: TierStatus, after: TierStatus | None) -> None:
+        """Counts the markets whose `refusedAt` has moved on."""
+        if after is None:
+            return
+        known = {(m.pool, m.zone): m.refused_at for m in before.markets}
+        for m in after.markets:
+            if m.refused_at is not None and m.refused_at != known.get((m.pool, m.zone)):
+                self._refusals[ref, Market(m.pool, m.zone)] += 1
+
+    def describe(self) -> Iterable[Metric]:
+        """The families without series, so that registering reads nothing."""
+        return self._families().values()
+
+    def collect(self) -> Iterable[Metric]:
+        families = self._families()
+        if self._leads():
+            self._forget()
+            pools = self._pools()
+            for row, (ref, market) in enumerate(self._rows()):
+                if row >= MAX_ROWS:
+                    break
+                self._add(families, ref, market, pools.get(market.pool))
+        return families.values()
+
+    def _families(self) -> Families:
+        name = f"{self._prefix}_market"
+        return {
+            **{
+                k: GaugeMetricFamily(f"{name}_{k}", text, labels=LABELS)
+                for k, text in GAUGES.items()
+            },
+            "refusals": CounterMetricFamily(f"{name}_refusals", REFUSALS, labels=LABELS),
+        }
+
+    def _add(
+        self, families: Families, ref: TierRef, status: MarketStatus, pool: PoolSpec | None
+    ) -> None:
+        market = Market(status.pool, status.zone)
+        kind = "unknown" if pool is None else pool.capacity_type
+        labels = [str(ref), str(market), kind]
+        now_s = self._clock.now().timestamp()
+        belief = outlook.belief_of(status)
+        values: dict[str, float] = {
+            "ready": status.ready,
+            "launching": max(0, status.desired - status.ready),
+            "paused": float(belief is not None and belief.closed_until_s > now_s),
+            "refusals": self._refusals[ref, market],
+        }
+        if pool is not None and pool.price is not None:
+            values["price"] = pool.price.micro_usd_per_hour / 1e6
+        if kind == "spot":
+            believed = belief or NOTHING_KNOWN.of(market, now_s)
+            values["hazard_per_hour"] = believed.reclaims_per_h(now_s, HOUR_S)
+        for name, value in values.items():
+            families[name].add_metric(labels, value)
+
+    def _rows(self) -> Iterator[tuple[TierRef, MarketStatus]]:
+        for key in sorted(self._store.all(TIER)):
+            status = parse.parse_status(self._store.all(TIER)[key])
+            yield from ((TierRef(*key), m) for m in status.markets)
+
+    def _pools(self) -> dict[str, PoolSpec]:
+        found = {}
+        for body in self._store.all(POOL).values():
+            try:
+                found[body["metadata"]["name"]] = parse.parse_pool(body)
+            except errors.SpecInvalid:
+                continue  # the pool's own status says so; its markets show no price
+        return found
+
+    def _forget(self) -> None:
+        living = set(self._store.tiers())
+        for key in [k for k in self._refusals if k[0] not in living]:
+            del self._refusals[key]
