@@ -7,6 +7,7 @@ import json
 
 import pytest
 
+from spotinference.clients.vllm import parse as parse_metrics
 from tests.engine.conftest import QUEUE_LIMIT
 from tests.support.engine import ALIAS, MAX_MODEL_LEN, MODEL, EngineClient, Json, events
 from tests.support.eventually import eventually
@@ -314,6 +315,19 @@ async def test_metrics_have_the_series_that_scaling_reads(engine: EngineClient) 
         return now == before + 5
 
     await eventually(counted, 15, "generated tokens counted")
+
+
+async def test_the_latencies_that_an_objective_needs_are_understood(engine: EngineClient) -> None:
+    await engine.ask(messages=CHAT, max_tokens=5, temperature=0, ignore_eos=True)
+
+    async def told() -> bool:
+        status, page = await engine.get("/metrics")
+        load = parse_metrics(page.encode())
+        assert status == 200
+        seen = [0.0 if h is None else h.counts[-1] for h in (load.ttft, load.itl)]
+        return seen[0] >= 1 and seen[1] >= 4 and load.kv_use is not None
+
+    await eventually(told, 15, "a first token and four gaps counted")
 
 
 async def _running(engine: EngineClient) -> float:

@@ -89,11 +89,11 @@ def parse(page: bytes) -> EngineLoad:
     for line in page.decode("utf-8", "replace").splitlines():
         if not line.startswith("vllm:"):
             continue
-        name, value = _sample(line)
-        if name in _BUCKETS:
-            buckets.setdefault(name, []).append(_bucket(line))
+        name = line.partition("{")[0].partition(" ")[0]
         if name in _WANTED:
-            found.setdefault(name, []).append(value)
+            found.setdefault(name, []).append(_value(name, line))
+        elif name in _BUCKETS:
+            buckets.setdefault(name, []).append(_bucket(line))
     values = {
         signal: next((found[name] for name in names if name in found), [])
         for signal, names in ALIASES.items()
@@ -134,18 +134,12 @@ def _bucket(line: str) -> tuple[float, float]:
         return math.nan, math.nan
 
 
-def _sample(line: str) -> tuple[str, float]:
-    """(name, value) of one line of the exposition format; label values may hold spaces."""
-    if "{" in line:
-        name, _, rest = line.partition("{")
-        _, closed, tail = rest.rpartition("}")
-    else:
-        name, closed, tail = line.partition(" ")
+def _value(name: str, line: str) -> float:
+    """Of one line of the exposition format; label values may hold spaces."""
+    _, closed, tail = line.rpartition("}") if "{" in line else line.partition(" ")
     parts = tail.split()
     if not closed or not parts:
         raise ScrapeFailed("malformed", f"not a sample: {line[:80]!r}")
-    if name not in _WANTED:
-        return name, 0.0
     try:
         value = float(parts[0])
     except ValueError as error:
@@ -154,7 +148,7 @@ def _sample(line: str) -> tuple[str, float]:
         raise ScrapeFailed("nan", f"{name} is {value}")
     if value < 0:
         raise ScrapeFailed("negative", f"{name} is {value}")
-    return name, value
+    return value
 
 
 class EngineClient:

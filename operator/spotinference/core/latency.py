@@ -45,19 +45,17 @@ def grown(before: Histogram | None, after: Histogram | None) -> Histogram | None
 
 
 def in_time(found: Histogram, limit_s: float) -> float | None:
-    """Share of the values that is at most `limit_s`, on a straight line within a bucket; None: no
-    value at all.
+    """Share of the values that is at most `limit_s`, on a straight line within a bucket.
+
+    None: there is no value, or no bound beyond the limit that would tell.
     """
     total = found.counts[-1]
-    if total <= 0:
-        return None
     low, below = 0.0, 0.0
-    for bound, count in zip(found.bounds_s, found.counts, strict=True):
-        if limit_s < bound:
-            part = 0.0 if bound == math.inf else (limit_s - low) / (bound - low)
-            return (below + part * (count - below)) / total
+    for bound, count in zip(found.bounds_s[:-1], found.counts[:-1], strict=True):
+        if total > 0 and limit_s <= bound:
+            return (below + (limit_s - low) / (bound - low) * (count - below)) / total
         low, below = bound, count
-    return 1.0
+    return None
 
 
 def _sane(found: Histogram) -> Histogram | None:

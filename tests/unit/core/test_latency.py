@@ -66,13 +66,20 @@ def test_other_buckets_or_none_before_say_nothing() -> None:
 def test_within_a_bucket_values_lie_on_a_straight_line() -> None:
     assert in_time(made(0, 100, 100), 0.03) == pytest.approx(0.5)
     assert in_time(made(10, 30, 40), 0.01) == pytest.approx(0.25)
-    assert in_time(made(10, 30, 40), 7.0) == pytest.approx(0.75), "beyond the last bound: not known"
+    assert in_time(made(10, 30, 40), 0.05) == pytest.approx(0.75)
+
+
+def test_beyond_the_last_bound_nobody_knows() -> None:
+    assert in_time(made(10, 30, 40), 0.06) is None
+    only_a_count = histogram([(INF, 40.0)])
+    assert only_a_count is not None
+    assert in_time(only_a_count, 1.0) is None
 
 
 @given(
     counts=st.lists(st.floats(0, 1e9), min_size=3, max_size=3),
     later=st.lists(st.floats(0, 1e9), min_size=3, max_size=3),
-    limit_s=st.floats(0, 10),
+    limit_s=st.floats(0, 0.06),
 )
 def test_whatever_is_scraped_the_share_is_one_or_unknown(
     counts: list[float], later: list[float], limit_s: float
