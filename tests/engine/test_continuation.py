@@ -23,6 +23,8 @@ pytestmark = pytest.mark.timeout(400)
 
 CUTS = (1, 12)
 """Events before the cut, the role chunk among them."""
+MERGED = 5
+"""Tries: a vLLM whose machine is busy puts several tokens into one event, and too few may come."""
 
 
 def kinds(setup: str) -> pytest.MarkDecorator:
@@ -61,13 +63,16 @@ async def survives(engine: EngineClient, kind: Kind, cuts: Sequence[int] | None 
             body = asked(kind, text[len(text) // 2 :][:9])
             whole = await stream(http, path, body)
         cuts = sorted(places(whole.chunks).values()) if cuts is None else cuts
-        for cut in cuts:
-            await eventually(lambda: "first" in b.routable(), 10)  # ejected for the cuts before
-            first.after = cut
-            with b.preferring("first"):
-                seen = await stream(http, path, body)
-            same(seen, whole, f"cut after {cut}")
-        assert first.cuts == len(cuts)
+        for done, cut in enumerate(cuts):
+            for _ in range(MERGED):
+                await eventually(lambda: "first" in b.routable(), 10)  # ejected for the cuts before
+                first.after = cut
+                with b.preferring("first"):
+                    seen = await stream(http, path, body)
+                same(seen, whole, f"cut after {cut}")
+                if first.cuts > done:
+                    break
+            assert first.cuts == done + 1, f"never as many as {cut} events"
         return whole
 
 

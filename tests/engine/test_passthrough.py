@@ -139,8 +139,8 @@ def _add(
             lists.setdefault(f"{index} {key}", []).extend(scrubbed(logprobs.get(key) or []))
         lists.setdefault(f"{index} ids", []).extend(choice.get("token_ids") or [])
         ends = {k: v for k, v in choice.items() if k.endswith("_reason") and v is not None}
-        if ends:
-            others.append({"index": index} | ends)
+        if ends:  # by place: which of several choices ends first is chance
+            lists.setdefault(f"{index} ends", []).append(ends)
 
 
 CALLING: Json = {"temperature": 0, "max_tokens": 60, "tools": TOOLS}
