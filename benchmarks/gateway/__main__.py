@@ -1,11 +1,13 @@
 """The gateway beside its peers: added delay per token, requests per core, overload, memory.
 
     python -m benchmarks.gateway [--quick] [--rounds 5] [--only NAME …] [--markdown FILE] [--json]
+                                 [--realtime]
     python -m benchmarks.gateway --soak 3600
 
 Two cores: the system under measurement alone on one, mock engine and load generator on the other.
 Systems take turns within each round; every figure is the median over the rounds. CPU time per
-request and per chunk is read from /proc, so it holds on a machine that does other work too.
+request and per chunk is read from /proc, so it holds on a machine that does other work too. With
+`--realtime` other work waits instead: all that takes part, each peer alike, runs under SCHED_RR.
 """
 
 from __future__ import annotations
@@ -31,6 +33,7 @@ from spotinference import errors
 
 MOCK_IP = "127.10.0.5"
 GAP_US = 20_000
+REALTIME_PRIORITY = 5
 NAMES = tuple(peer.name for peer in PEERS)
 
 
@@ -171,7 +174,20 @@ class Bench:
             yield group, port
 
 
+def _before_other_work() -> None:
+    """All processes that are started from now on inherit it."""
+    try:
+        os.sched_setscheduler(0, os.SCHED_RR, os.sched_param(REALTIME_PRIORITY))
+    except PermissionError as error:
+        raise errors.ConfigInvalid(
+            "--realtime needs root (or CAP_SYS_NICE); without it the figures are those of a machine "
+            "that does its other work too"
+        ) from error
+
+
 def run(options: argparse.Namespace) -> Results:
+    if options.realtime:
+        _before_other_work()
     cores = _cores()
     if len(cores) < 2:
         raise errors.ConfigInvalid("two cores are needed: one for the proxy, one for the load")
@@ -221,6 +237,11 @@ def main() -> None:
     parser.add_argument("--markdown", type=Path, metavar="FILE", help="write the tables there")
     parser.add_argument(
         "--soak", type=float, metavar="SECONDS", help="only: is the memory flat over this time?"
+    )
+    parser.add_argument(
+        "--realtime",
+        action="store_true",
+        help="run all that takes part before the machine's other work (SCHED_RR; needs root)",
     )
     parser.add_argument("--json", action="store_true", help="print every round instead of tables")
     options = parser.parse_args()

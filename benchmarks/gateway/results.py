@@ -7,6 +7,7 @@ import os
 import platform
 from dataclasses import dataclass, field
 from importlib.metadata import version
+from pathlib import Path
 from statistics import median
 
 from rich.console import Console
@@ -73,6 +74,7 @@ class Results:
             load = str(count)
             for name, shown in (("chunk_p50", "p50"), ("chunk_p99", "p99")):
                 row[f"{count} streams: added {shown}, ms"] = self._added(system, load, name)
+            row[f"{count}: chunks/s"] = _whole(self.value(system, load, "chunks_per_s"))
             row[f"{count}: CPU µs per chunk"] = _each(self, system, load, "chunks_per_s")
         row["errors"] = _whole(
             sum(
@@ -194,7 +196,16 @@ def machine() -> str:
     packages = ", ".join(f"{name} {version(name)}" for name in ("aiohttp", "uvloop", "orjson"))
     return (
         f"Python {platform.python_version()}, {packages}, Linux {platform.release()}, "
-        f"{os.cpu_count()} cores, load {os.getloadavg()[0]:.1f} at the start"
+        f"{os.cpu_count()} cores, load {os.getloadavg()[0]:.1f} at the start{_scheduling()}"
+    )
+
+
+def _scheduling() -> str:
+    if os.sched_getscheduler(0) != os.SCHED_RR:
+        return ""
+    share = int(Path("/proc/sys/kernel/sched_rt_runtime_us").read_text())
+    return ", real-time scheduling" + (
+        "" if share < 0 else f" for {share / 10_000:g} % of a second"
     )
 
 

@@ -32,6 +32,7 @@ class Reply:
         "_http",
         "_response",
         "_settings",
+        "_transport",
         "aborted",
         "as_event",
         "headers",
@@ -44,6 +45,8 @@ class Reply:
         self.request_id = request_id
         self._response: web.StreamResponse | None = None
         self._chunked = False
+        self._transport: asyncio.Transport | None = None
+        """that of a stream whose head went out past aiohttp"""
         self._alive: asyncio.Task[None] | None = None
         self.aborted = False
         self.headers: dict[str, str] = dict(http.answer_headers)
@@ -69,7 +72,8 @@ class Reply:
         }
         if http.keep_alive and http.version == HttpVersion11:
             self._response, self._chunked = SENT, True
-            self._open_transport().write(
+            self._transport = transport = self._open_transport()
+            transport.write(
                 _head(200, all_headers | {"Transfer-Encoding": "chunked"}).encode("latin-1")
             )
             http.answered = True
@@ -90,7 +94,9 @@ class Reply:
 
         Not through aiohttp's `write`, which costs more than all else on the way of a token.
         """
-        transport = self._open_transport()
+        transport = self._transport or self._open_transport()
+        if transport.is_closing():
+            raise ConnectionResetError("the client is gone")
         if not data:  # as a chunk it would be the last one
             return True
         if self._chunked:
