@@ -261,7 +261,10 @@ class ScalingSpec(ApiModel):
         default=0, ge=0, le=1000, description="Never fewer than this; 0 lets the tier sleep."
     )
     max_replicas: int = Field(
-        default=1, ge=1, le=1000, description="Never more than this, not even for a moment."
+        default=1,
+        ge=1,
+        le=1000,
+        description="Never more than this, but for one that starts to relieve an on-demand one.",
     )
     target_waiting: int = Field(
         default=4, ge=1, le=10_000, description="Waiting requests per replica aimed at."

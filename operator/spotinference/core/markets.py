@@ -28,21 +28,11 @@ UNWATCHED = 0.5
 """Share of the time without a replica there that counts as calm, if it takes a launch then."""
 NEIGHBOUR = 0.5
 """What is left of a market's calm when its region takes something back elsewhere."""
+FIRST_PAUSE_S, LONGEST_PAUSE_S = 60.0, 900.0
+"""How long a market that refused is not tried: doubled each time."""
 HOUR_S = 3600.0
 
 _ZONE_OF_REGION = re.compile(r"(?<=[0-9])-?[a-z]$")
-
-
-@dataclass(frozen=True, slots=True)
-class Pauses:
-    """How long a market that refused is not tried: doubled each time, up to a bound."""
-
-    first_s: float = 60.0
-    longest_s: float = 900.0
-
-
-EAGER = Pauses()
-"""Where a refusal shows at once and costs nothing."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,12 +113,12 @@ def region(zone: str) -> str:
     return _ZONE_OF_REGION.sub("", zone)
 
 
-def learn(beliefs: Beliefs, seen: Seen, pauses: Pauses = EAGER) -> Beliefs:
+def learn(beliefs: Beliefs, seen: Seen) -> Beliefs:
     """The beliefs after this look; the very same object when nothing happened."""
     touched: dict[Market, Belief] = {}
     for market in (*seen.standing, *seen.reclaimed, *seen.refused):
         if market not in touched:
-            touched[market] = _updated(beliefs.of(market, seen.now_s), market, seen, pauses)
+            touched[market] = _updated(beliefs.of(market, seen.now_s), market, seen)
     for market, belief in beliefs.markets.items():
         if market not in touched and belief.watched_until_s is None:
             touched[market] = replace(belief, watched_until_s=seen.now_s)
@@ -140,7 +130,7 @@ def learn(beliefs: Beliefs, seen: Seen, pauses: Pauses = EAGER) -> Beliefs:
     return Beliefs({**beliefs.markets, **changed}, whole, joint)
 
 
-def _updated(old: Belief, market: Market, seen: Seen, pauses: Pauses) -> Belief:
+def _updated(old: Belief, market: Market, seen: Seen) -> Belief:
     now_s, stands = seen.now_s, market in seen.standing
     belief = old
     if old.watched_until_s is not None and stands:
@@ -150,7 +140,7 @@ def _updated(old: Belief, market: Market, seen: Seen, pauses: Pauses) -> Belief:
     if market in seen.accepted:
         belief = replace(belief, backoff_s=0.0, closed_until_s=0.0)
     if market in seen.reclaimed or market in seen.refused:
-        belief = _refused(belief, now_s, pauses)
+        belief = _refused(belief, now_s)
     if not stands:
         # Whatever comes next there begins a new life.
         belief = replace(belief, calm_since_s=now_s - FRESH_S, watched_until_s=now_s)
@@ -159,9 +149,9 @@ def _updated(old: Belief, market: Market, seen: Seen, pauses: Pauses) -> Belief:
     return belief
 
 
-def _refused(belief: Belief, now_s: float, pauses: Pauses) -> Belief:
+def _refused(belief: Belief, now_s: float) -> Belief:
     """Avoided for twice as long as the last time, until a launch is accepted."""
-    pause_s = min(pauses.longest_s, max(pauses.first_s, 2 * belief.backoff_s))
+    pause_s = min(LONGEST_PAUSE_S, max(FIRST_PAUSE_S, 2 * belief.backoff_s))
     return replace(belief, backoff_s=pause_s, closed_until_s=now_s + pause_s)
 
 

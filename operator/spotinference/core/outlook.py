@@ -15,12 +15,10 @@ from spotinference.api import times
 from spotinference.api.tier import MarketStatus
 from spotinference.core import buying, markets
 from spotinference.core.fleet import Fleet, Place, Replica, Standing
-from spotinference.core.markets import Belief, Beliefs, Pauses, Seen
+from spotinference.core.markets import Belief, Beliefs, Seen
 from spotinference.core.observed import Market
 from spotinference.core.plan import DoomReason
 
-PAUSES = Pauses(first_s=300.0, longest_s=1800.0)
-"""Longer than in the simulator: here a refusal takes minutes to show, and costs a waiting request."""
 ONE_EVENT_S = 30.0
 """Reclaims of one market within this are one event: the pause is doubled once."""
 LOOK_EVERY_S = 15.0
@@ -59,7 +57,7 @@ def of(fleet: Fleet, now: datetime) -> Outlook:
     accepted = frozenset(p.market for p in fleet.places if _accepted(p, known)) - set(lost)
     standing = {p.market: n for p in fleet.places if (n := _standing(p))}
     seen = Seen(now.timestamp() // 1, standing, lost, refused, accepted)
-    return Outlook(markets.learn(known.beliefs, seen, PAUSES), now)
+    return Outlook(markets.learn(known.beliefs, seen), now)
 
 
 def belief_of(status: MarketStatus) -> Belief | None:

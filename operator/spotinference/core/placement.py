@@ -3,8 +3,11 @@ must go. A replica keeps its place while nothing is wrong with it.
 
 Where the next one goes is what `buying.launch_score` says of each market: its price, how calm it has
 been, and what stands there already. A market that refused a launch, or took a node away, is avoided
-for a while (`outlook`). When every market refuses, a waiting replica moves on to the market that refused
-longest ago, after at least `PROBE_DWELL_S` in one place: a sparse probe instead of churn. At most `maxReplicas` are wanted in sum; a silent
+for a while (`outlook`). A replica that spot refused is bridged by on-demand at once, and from then on
+spot is tried beside the bridge, where nobody waits for it (`bridge`). Without a bridge, when every market
+refuses, it moves on to the market that refused longest ago, after at least `PROBE_DWELL_S` in one place.
+
+At most `maxReplicas` are wanted in sum. One more may start to relieve an on-demand one, and a silent
 node's replica may hold its slot beyond that for `fleet.STALE_HOLD_S`, because its node may return.
 """
 
@@ -14,7 +17,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 
-from spotinference.core import buying, outlook
+from spotinference.core import bridge, buying, outlook
 from spotinference.core.fleet import KINDS, STALE_HOLD_S, Fleet, Place, Replica, Standing
 from spotinference.core.markets import HOUR_S
 from spotinference.core.observed import Market
@@ -22,8 +25,6 @@ from spotinference.core.outlook import Outlook, newly_leaving
 from spotinference.core.plan import Doom, DoomReason, Pardon
 
 PROBE_DWELL_S = 120.0
-PROVEN_S = 120.0
-"""A spot replica must have been ready this long before the on-demand one that it relieves goes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +41,7 @@ class Terms:
     open_zones: frozenset[str] | None
     """zones whose cache is complete; None: any"""
     limit: int
-    """never more replicas than this"""
+    """never more replicas than this, but for `bridge.SURGE`"""
     cold_start_s: float = 300.0
     base: int = 0
     """so many replicas stand on on-demand pools in any case"""
@@ -76,6 +77,8 @@ class _Draft:
     victims: set[str] = field(default_factory=set)
     timers: list[datetime] = field(default_factory=list)
     why: dict[Market, str] = field(default_factory=dict)
+    refused: int = 0
+    """wanted replicas that a spot market has refused, and that have yet to be placed again"""
 
 
 def place(fleet: Fleet, terms: Terms) -> Placement:
@@ -87,12 +90,24 @@ def place(fleet: Fleet, terms: Terms) -> Placement:
         outlook=outlook.of(fleet, terms.now),
     )
     _mark_leaving(draft, fleet)
-    surplus = sum(draft.counts.values()) - terms.wanted - _moving(draft)
-    if surplus > 0:
-        _shrink(draft, surplus)
-    unplaced = 0
-    if surplus < 0:
-        unplaced = _grow(draft, -surplus)
+    draft.refused = sum(
+        not r.volume_elsewhere
+        for p in fleet.places
+        if p.pool.capacity_type == "spot"
+        for r in p.having(Standing.REFUSED)
+    )
+    moving = bridge.exchange(
+        fleet.places,
+        draft.counts,
+        wanted=terms.wanted,
+        base=terms.base,
+        limit=terms.limit,
+        now=terms.now,
+    )
+    draft.timers += moving.look_again_at
+    _shrink(draft, sum(draft.counts.values()) - terms.wanted - moving.room)
+    unplaced = _grow(draft, terms.wanted - sum(draft.counts.values()))
+    _relieve(draft, terms.wanted + moving.room - sum(draft.counts.values()))
     for p in fleet.places:
         draft.counts[p.market] += p.held
     return Placement(
@@ -120,34 +135,6 @@ def avoided(place_: Place, view: Outlook) -> bool:
     if place_.having(Standing.REFUSED, Standing.SILENT) or any(r.hinted for r in place_.replicas):
         return True
     return view.paused(place_.market)
-
-
-def _moving(draft: _Draft) -> int:
-    """1 while a replica moves to on-demand to fill the base, or from there back to spot.
-
-    The new one starts before the other goes, so it begins only where `maxReplicas` leaves room.
-    """
-    terms = draft.terms
-    total, sure = sum(draft.counts.values()), _sure_count(draft)
-    if not 0 < terms.wanted < terms.limit or total < terms.wanted:
-        return 0
-    if sure < terms.base:
-        return int(any(_takes_launches(draft, p) for p in _allowed(draft, _sure_places(draft))))
-    moved = _sure_places(draft) if sure == terms.base else _other_places(draft)
-    if sure > terms.base and total == terms.wanted:
-        return int(any(_takes_launches(draft, p) for p in _allowed(draft, moved)))
-    # One at a time: each that came must have proven itself before one that is dear goes.
-    needed = terms.base if sure == terms.base else total - sure
-    if needed == 0 or total == terms.wanted:
-        return 0
-    ready = [r.view.ready_at for p in moved for r in p.having(Standing.READY) if r.view.ready_at]
-    over = sorted(at + timedelta(seconds=PROVEN_S) for at in ready)[needed - 1 : needed]
-    if over and over[0] <= terms.now:
-        return 0
-    draft.timers.extend(over)
-    if total > terms.wanted:
-        return 1
-    return int(any(_takes_launches(draft, p) for p in _allowed(draft, _other_places(draft))))
 
 
 def _sure_places(draft: _Draft) -> list[Place]:
@@ -203,6 +190,9 @@ def _shrink(draft: _Draft, surplus: int) -> None:
             r.view.name,
         )
     )
+    ready = sum(r.view.ready for r in candidates) - draft.terms.wanted
+    relieved = [r for r in candidates if r.view.ready and r.view.uid in dear][: max(0, ready)]
+    candidates.sort(key=lambda r: r not in relieved)
     for replica in candidates:
         if surplus <= 0:
             break
@@ -236,15 +226,48 @@ def _grow(draft: _Draft, need: int) -> int:
     """Find places for `need` replicas; returns how many found none."""
     waiting = _refused_by_market(draft)
     for left in range(need, 0, -1):
-        best = _best_open(draft)
-        if best is not None:
-            draft.why[best.market] = _reason(draft, best)
-        else:  # the condition CapacityAvailable says what is tried
-            best = _stay(draft, waiting) or _next_probe(draft)
+        best = _best_open(draft) or _stay(draft, waiting) or _next_probe(draft)
         if best is None:
             return left
-        draft.counts[best.market] += 1
+        _launch(draft, best)
     return 0
+
+
+def _launch(draft: _Draft, place_: Place) -> None:
+    """One more there. Of a market that is tried again, CapacityAvailable says so, once."""
+    if draft.outlook.refused_at(place_.market) is None:
+        draft.why[place_.market] = _reason(draft, place_)
+    draft.counts[place_.market] += 1
+
+
+def _relieve(draft: _Draft, room: int) -> None:
+    """Start up to `room` replicas where those that stand are to go: nobody waits for them.
+
+    So they are what tries the markets that refused; the one that did so longest ago comes first.
+    """
+    fills = _sure_count(draft) < draft.terms.base
+    kind = _sure_places(draft) if fills else _other_places(draft)
+    for _ in range(room):
+        best = _most_promising(draft, _allowed(draft, kind))
+        if best is None:
+            return
+        _launch(draft, best)
+
+
+def _most_promising(draft: _Draft, places: Sequence[Place]) -> Place | None:
+    refused_at = draft.outlook.refused_at
+    open_ = [p for p in places if _takes_launches(draft, p)]
+    best = _best(draft, [p for p in open_ if refused_at(p.market) is None])
+    if best is not None:
+        return best
+    again = [(at, p.index, p) for p in open_ if (at := refused_at(p.market))]
+    return min((x for x in again if not _probed(draft, x[2])), default=(None, 0, None))[2]
+
+
+def _probed(draft: _Draft, place_: Place) -> bool:
+    """A launch waits there now; it will show whether the market still refuses."""
+    standing = sum(r.counts and r.view.node is not None for r in place_.replicas)
+    return draft.counts[place_.market] > standing
 
 
 def _reason(draft: _Draft, place_: Place) -> str:
@@ -255,7 +278,7 @@ def _reason(draft: _Draft, place_: Place) -> str:
     if kind == "on-demand":
         if _sure_count(draft) < draft.terms.base:
             return "on-demand, for placement.onDemand.base"
-        return "on-demand, because no spot market takes launches"
+        return "on-demand, as a bridge until spot stands"
     price = place_.pool.price
     cost = "" if price is None else f" at ${price.micro_usd_per_hour / 1e6:g} per hour"
     known = draft.outlook.beliefs.markets.get(place_.market)
@@ -288,7 +311,7 @@ def _allowed(draft: _Draft, places: Iterable[Place]) -> list[Place]:
         used[zone] = used.get(zone, 0) + draft.counts[p.market] + p.silent
     return [
         p
-        for p in usable(places, burst=terms.burst, base=terms.base)
+        for p in usable(places, burst=terms.burst, base=terms.base - _sure_count(draft))
         if (terms.open_zones is None or p.market.zone in terms.open_zones)
         and not (terms.exclusive and used[p.market.zone] > 0)
     ]
@@ -300,6 +323,15 @@ def _best_open(draft: _Draft) -> Place | None:
     sure = [p for p in allowed if p.pool.capacity_type == "on-demand"]
     if sure and _sure_count(draft) < draft.terms.base:
         return _best(draft, sure)
+    if sure:
+        # Nobody waits again for what has just refused: that is tried beside the bridge (`_relieve`).
+        bridged = draft.refused > 0
+        draft.refused -= bridged
+        allowed = [
+            p
+            for p in allowed
+            if p.pool.capacity_type != "spot" or not (bridged or draft.outlook.refused_at(p.market))
+        ]
     first = min((KINDS.index(p.pool.capacity_type) for p in allowed), default=0)
     return _best(draft, [p for p in allowed if p.pool.capacity_type == KINDS[first]])
 

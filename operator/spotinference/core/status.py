@@ -273,8 +273,9 @@ def _capacity(observed: Observed, d: Decision) -> Finding:
     if elsewhere := [r for p in refused for r in p.replicas if r.volume_elsewhere]:
         return _volume_elsewhere(elsewhere[0])
     quoted = refused[0].having(Standing.REFUSED)[0].view.unschedulable_message.rstrip(". ")
-    view = d.placement.outlook
-    tried = sorted(str(p.market) for p in d.fleet.places if p in refused or view.paused(p.market))
+    known = d.placement.outlook
+    markets = [p.market for p in d.fleet.places if p in refused or known.refused_at(p.market)]
+    tried = sorted(str(market) for market in markets)
     return Finding(
         False,
         Reason.NO_CAPACITY,

@@ -55,7 +55,7 @@ def test_a_market_that_took_a_node_is_avoided_for_a_newly_added_replica() -> Non
     w.reclaim(w.node_of("spot-a/zone-1"))
     asked_for(w, 2).run(60)
     assert "spot-a/zone-1" not in w.replicas
-    assert market(w, "spot-a/zone-1").backoff_seconds == 300
+    assert market(w, "spot-a/zone-1").backoff_seconds == 60
 
 
 def test_each_refusal_doubles_the_pause_and_an_accepted_launch_forgets_it() -> None:
@@ -68,7 +68,7 @@ def test_each_refusal_doubles_the_pause_and_an_accepted_launch_forgets_it() -> N
         pause = market(w, "spot-a/zone-1").backoff_seconds
         if not pauses or pauses[-1] != pause:
             pauses.append(pause)
-    assert pauses[:5] == [0, 300, 600, 1200, 1800]
+    assert pauses[:6] == [0, 60, 120, 240, 480, 900]
     w.capacity = {}
     w.run(400)
     assert w.status.phase == "Ready"
@@ -87,7 +87,7 @@ def test_two_reclaims_of_one_market_in_one_moment_double_the_pause_once() -> Non
     w.run(5)
     w.reclaim(nodes[1])
     w.run(5)
-    assert market(w, "spot-a/zone-1").backoff_seconds == 300
+    assert market(w, "spot-a/zone-1").backoff_seconds == 60
 
 
 def test_from_on_demand_back_to_spot_once_spot_is_proven_and_never_below_the_wanted() -> None:
@@ -106,29 +106,81 @@ def test_from_on_demand_back_to_spot_once_spot_is_proven_and_never_below_the_wan
     w.settle()
 
 
-def test_several_bridges_are_relieved_one_after_the_other() -> None:
-    w = world(placement={"pools": ["spot-a", "steady"]}, scaling={"maxReplicas": 4})
-    w.capacity = dict.fromkeys([Market("spot-a", z) for z in ("zone-1", "zone-2")], 0)
-    asked_for(w, 3).run(900)
-    assert w.replicas == {"steady/zone-1": 3}
+def bridged(replicas: int, **scaling: int) -> World:
+    """So many replicas on on-demand, because both spot markets were sold out; now they are not."""
+    w = world(placement={"pools": ["spot-a", "steady"]}, scaling={"maxReplicas": 6, **scaling})
+    spot = [Market("spot-a", z) for z in ("zone-1", "zone-2")]
+    w.capacity = dict.fromkeys(spot, 0)
+    asked_for(w, replicas).run(400)
+    assert w.replicas["steady/zone-1"] == replicas
     w.capacity = {}
-    for _ in range(4800):
+    return w
+
+
+def test_bridges_are_relieved_all_at_once_as_far_as_max_replicas_leaves_room() -> None:
+    w = bridged(3)
+    most = 0
+    for _ in range(1300):
         w.step()
+        most = max(most, w.total)
         assert len(w.ready) >= 3
-        assert w.total <= 4
+    assert most > 4, "more than one at a time"
     assert "steady/zone-1" not in w.replicas
     assert w.total == 3
     w.settle()
 
 
-def test_the_return_to_spot_never_exceeds_max_replicas() -> None:
-    w = world(placement={"pools": ["spot-a", "steady"]}, scaling={"maxReplicas": 1})
-    w.capacity = dict.fromkeys([Market("spot-a", z) for z in ("zone-1", "zone-2")], 0)
-    asked_for(w, 1).run(400)
-    w.capacity = {}
-    for _ in range(1200):
+def test_at_max_replicas_one_more_starts_to_relieve_a_bridge_and_never_two() -> None:
+    w = bridged(2, maxReplicas=2)
+    for _ in range(3600):
         w.step()
-        assert w.total <= 1
+        assert len(w.ready) >= 2
+        assert w.total <= 2 + ("steady/zone-1" in w.replicas)
+    assert "steady/zone-1" not in w.replicas
+    assert w.total == 2
+
+
+def test_a_replica_that_spot_refused_once_is_bridged_and_spot_is_tried_beside_it() -> None:
+    w = world(placement={"pools": ["spot-a", "spot-b", "steady"]})
+    spot = [Market(p, z) for p in ("spot-a", "spot-b") for z in ("zone-1", "zone-2")]
+    w.capacity = dict.fromkeys(spot, 0)
+    asked_for(w, 1).run(65)
+    assert w.replicas["steady/zone-1"] == 1, "three spot markets have yet to be tried"
+    tried: list[str] = []
+    for _ in range(400):
+        w.step()
+        assert w.replicas["steady/zone-1"] == 1
+        tried += [m for m in w.replicas if m not in {"steady/zone-1", *tried[-1:]}]
+    assert set(tried[:4]) == {str(m) for m in spot}, "none is tried again before the others"
+    assert tried[4:7] == tried[:3], "the one that refused longest ago comes first"
+
+
+def test_nobody_waits_at_a_market_that_refused_the_last_launch() -> None:
+    w = bridged(1)
+    w.capacity = dict.fromkeys([Market("spot-a", z) for z in ("zone-1", "zone-2")], 0)
+    w.run(600)
+    asked_for(w, 2).run(60)
+    assert w.replicas["steady/zone-1"] == 2, "although a pause may be over"
+
+
+def test_a_scale_down_takes_a_bridge_before_the_spot_replica_that_starts_to_relieve_it() -> None:
+    w = bridged(2)
+    while not any(p.node and not p.ready_at for p in w.pods.values()):
+        w.step()
+    asked_for(w, 1).step()
+    starting = [str(p.market) for p in w.pods.values() if not p.ready_at and p.node]
+    assert all(market.startswith("spot-a") for market in starting)
+    assert starting
+    assert w.replicas["steady/zone-1"] == 1
+
+
+def test_without_burst_only_the_base_stands_on_demand_although_spot_refuses() -> None:
+    w = world(placement={"pools": ["spot-a", "steady"], "onDemand": {"base": 1, "burst": False}})
+    w.capacity = dict.fromkeys([Market("spot-a", z) for z in ("zone-1", "zone-2")], 0)
+    asked_for(w, 2)
+    for _ in range(900):
+        w.step()
+        assert w.replicas.get("steady/zone-1", 0) <= 1
 
 
 def test_a_base_on_demand_stands_there_and_is_not_moved_to_spot() -> None:
@@ -208,7 +260,7 @@ def test_status_and_event_say_where_a_replica_goes_and_why_there() -> None:
     w.run(120)
     assert w.status.last_placement is not None
     assert w.status.last_placement.reason == (
-        "steady/zone-1: on-demand, because no spot market takes launches"
+        "steady/zone-1: on-demand, as a bridge until spot stands"
     )
 
 

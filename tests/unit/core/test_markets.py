@@ -116,6 +116,6 @@ def test_whatever_is_seen_rates_stay_within_bounds(
         for belief in beliefs.markets.values():
             assert belief.calm_since_s <= now_s
             assert 0 < belief.reclaims_per_h(now_s, 120) <= 3
-            assert belief.closed_until_s <= now_s + markets.EAGER.longest_s
+            assert belief.closed_until_s <= now_s + markets.LONGEST_PAUSE_S
         assert 0 < beliefs.joint.mean < 1
         assert 0 < beliefs.whole.mean < 1
