@@ -53,6 +53,8 @@ class Reason(StrEnum):
     """Every pool of the placement has spec.cordoned set; uncordon one or name another."""
     NO_CAPACITY = "NoCapacity"
     """Launches stayed pending in every market; add pools or zones, or allow on-demand."""
+    MAX_HOURLY_COST = "MaxHourlyCost"
+    """One more replica would cost more than placement.maxHourlyCost allows; it is not launched."""
     VOLUME_ZONE_MISMATCH = "VolumeZoneMismatch"
     """A volume lies in another zone than the node that was found; the message quotes the scheduler."""
     CAPACITY_FOUND = "CapacityFound"

@@ -210,6 +210,14 @@ class PlacementSpec(ApiModel):
     on_demand: OnDemandSpec = Field(
         default_factory=OnDemandSpec, description="When on-demand nodes may be used."
     )
+    max_hourly_cost: int | None = Field(
+        default=None,
+        ge=1,
+        le=1_000_000_000_000,
+        description="In micro-USD per hour: no replica is launched that would take the prices of "
+        "the tier's replicas, by their pools, above it; the first one neither. Pools without a price "
+        "are then not used.",
+    )
 
 
 class ScaleUpSpec(ApiModel):

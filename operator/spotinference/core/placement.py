@@ -17,7 +17,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 
-from spotinference.core import bridge, buying, outlook
+from spotinference.core import bridge, buying, outlook, spending
 from spotinference.core.fleet import KINDS, STALE_HOLD_S, Fleet, Place, Replica, Standing
 from spotinference.core.markets import HOUR_S
 from spotinference.core.observed import Market
@@ -45,6 +45,8 @@ class Terms:
     cold_start_s: float = 300.0
     base: int = 0
     """so many replicas stand on on-demand pools in any case"""
+    max_hourly_cost: int | None = None
+    """micro-USD: no launch that takes the prices of all replicas above it"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +65,8 @@ class Placement:
     look_again_at: tuple[datetime, ...]
     why: str = ""
     """where replicas are added, and why there; empty when none is"""
+    too_dear: tuple[Place, ...] = ()
+    """markets that would take a wanted replica, were it not for `max_hourly_cost`"""
 
 
 @dataclass(slots=True)
@@ -79,6 +83,7 @@ class _Draft:
     why: dict[Market, str] = field(default_factory=dict)
     refused: int = 0
     """wanted replicas that a spot market has refused, and that have yet to be placed again"""
+    too_dear: list[Place] = field(default_factory=list)
 
 
 def place(fleet: Fleet, terms: Terms) -> Placement:
@@ -120,6 +125,7 @@ def place(fleet: Fleet, terms: Terms) -> Placement:
         nowhere=not usable(fleet.places, burst=terms.burst, base=terms.base),
         look_again_at=tuple(draft.timers),
         why=_why(draft),
+        too_dear=tuple(draft.too_dear),
     )
 
 
@@ -226,7 +232,10 @@ def _grow(draft: _Draft, need: int) -> int:
     """Find places for `need` replicas; returns how many found none."""
     waiting = _refused_by_market(draft)
     for left in range(need, 0, -1):
-        best = _best_open(draft) or _stay(draft, waiting) or _next_probe(draft)
+        best = _best_open(draft)
+        if best is None:
+            draft.too_dear = _too_dear(draft)
+            best = _stay(draft, waiting) or _next_probe(draft)
         if best is None:
             return left
         _launch(draft, best)
@@ -304,6 +313,21 @@ def _refused_by_market(draft: _Draft) -> dict[Market, list[Replica]]:
 
 def _allowed(draft: _Draft, places: Iterable[Place]) -> list[Place]:
     """Those that could take one more, whether or not they were refused."""
+    most = draft.terms.max_hourly_cost
+    return [
+        p for p in _fit(draft, places) if spending.affordable(p, draft.counts, draft.places, most)
+    ]
+
+
+def _too_dear(draft: _Draft) -> list[Place]:
+    """Those that only `max_hourly_cost` keeps from taking one more."""
+    allowed = _allowed(draft, draft.places)
+    fit = _fit(draft, draft.places)
+    return [p for p in fit if _takes_launches(draft, p) and p not in allowed]
+
+
+def _fit(draft: _Draft, places: Iterable[Place]) -> list[Place]:
+    """Where there is room for one more, whatever it costs."""
     terms = draft.terms
     used: dict[str, int] = {}
     for p in draft.places:

@@ -18,7 +18,7 @@ from spotinference.api.tier import (
     PlacementStatus,
     TierStatus,
 )
-from spotinference.core import learned, lifecycle, outlook
+from spotinference.core import learned, lifecycle, outlook, spending
 from spotinference.core.autoscale import Count, Load
 from spotinference.core.failures import Verdict
 from spotinference.core.fleet import VOLUME_ELSEWHERE, Fleet, Replica, Standing
@@ -242,6 +242,10 @@ def _progressing(d: Decision, phase: Phase) -> Finding:
         return Finding(True, Reason.WAKING, "a replica is being started")
     if phase is Phase.DRAINING or any(r.draining for r in d.fleet.every):
         return Finding(True, Reason.DRAINING, "replicas finish their running requests")
+    if d.placement.unplaced > 0 and d.placement.too_dear and phase is Phase.READY:
+        return Finding(
+            True, Reason.SCALING, "more replicas are wanted than placement.maxHourlyCost allows"
+        )
     if d.placement.unplaced > 0 and phase is Phase.READY:
         return Finding(
             True,
@@ -264,6 +268,8 @@ def _capacity(observed: Observed, d: Decision) -> Finding:
     placed = [r for r in d.fleet.replicas if r.counts and r.view.node is not None]
     if len(placed) >= d.count.desired:
         return Finding(True, Reason.CAPACITY_FOUND, "no launch is being refused")
+    if d.placement.too_dear:
+        return _too_dear(observed, d)
     if not refused:
         kind = str(ConditionType.CAPACITY_AVAILABLE)
         before = next((c for c in observed.status.conditions if c.type == kind), None)
@@ -282,6 +288,19 @@ def _capacity(observed: Observed, d: Decision) -> Finding:
         f"no node found; tried {', '.join(tried)}. The scheduler says: {quoted or 'nothing'}. "
         "Retried in turn; add pools or zones to spec.placement.pools, or allow "
         "placement.onDemand.burst with an on-demand pool",
+    )
+
+
+def _too_dear(observed: Observed, d: Decision) -> Finding:
+    most = observed.spec.placement.max_hourly_cost
+    assert most is not None
+    markets = ", ".join(spending.said(p) for p in d.placement.too_dear)
+    return Finding(
+        False,
+        Reason.MAX_HOURLY_COST,
+        f"one more replica would take the tier above {spending.dollars(most)} per hour "
+        f"(spec.placement.maxHourlyCost): {markets}; raise it, name a cheaper pool, or give the pool "
+        "a price; markets within it are tried in turn",
     )
 
 
@@ -424,6 +443,7 @@ def _placement(observed: Observed, placement: Placement) -> PlacementStatus | No
 _WARNINGS = frozenset(
     {
         Reason.NO_CAPACITY,
+        Reason.MAX_HOURLY_COST,
         Reason.VOLUME_ZONE_MISMATCH,
         Reason.POOL_NOT_FOUND,
         Reason.NO_MARKET,

@@ -188,6 +188,15 @@ def test_the_hedging_rival_holds_a_spare_on_spot_and_bridges_on_demand() -> None
     assert outcome.timeline[-1].ready == {Market("steady", "a"): 1}
 
 
+def test_the_hourly_limit_of_a_tier_holds_in_its_replay() -> None:
+    s = setup([8.0] * HOUR, capacity={"a": [1] * 12, "b": [1] * 12})
+    limited = s.spec.placement.model_copy(update={"max_hourly_cost": 2_000_000})
+    free = ours(s)
+    outcome = ours(replace(s, spec=s.spec.model_copy(update={"placement": limited})))
+    assert max(p.usd_per_h for p in free.timeline) > 2
+    assert max(p.usd_per_h for p in outcome.timeline) == 2
+
+
 def with_reserved(s: Setup) -> Setup:
     """A reserved pool at $1.80 beside the tier's own, for the comparison only."""
     body = {
