@@ -210,6 +210,13 @@ class PlacementSpec(ApiModel):
     on_demand: OnDemandSpec = Field(
         default_factory=OnDemandSpec, description="When on-demand nodes may be used."
     )
+    overprovision: int = Field(
+        default=0,
+        ge=0,
+        le=10,
+        description="At most so many spot replicas beyond the wanted ones, each only while it is worth "
+        "its price: its markets are not calm. Within `scaling.maxReplicas`.",
+    )
     max_hourly_cost: int | None = Field(
         default=None,
         ge=1,

@@ -175,6 +175,12 @@ def launch_score(offer: Offer, standing: Mapping[Market, int], risk: Risk, unit:
     return offer.price / unit + risk.terms.shortage_h * risk.rate(offer.market) * crowd
 
 
+def worth(standing: Mapping[Market, int], market: Market, risk: Risk, sure: int = 0) -> float:
+    """What one more spot replica there is worth per hour, in hourly prices of the cheapest one."""
+    gain = risk.shortage(standing, sure) - risk.shortage(_plus(standing, market), sure)
+    return risk.terms.shortage_weight * gain
+
+
 def _spot_launches(
     before: Mapping[Market, int], offers: Sequence[Offer], risk: Risk, unit: float
 ) -> list[Offer]:
@@ -187,8 +193,7 @@ def _spot_launches(
             best = min(left, key=lambda o: launch_score(o, standing, risk, unit))
         else:
             best = min(left, key=lambda o: risk.shortage(_plus(standing, o.market), 0))
-            gain = risk.shortage(standing, 0) - risk.shortage(_plus(standing, best.market), 0)
-            if risk.terms.shortage_weight * gain <= best.price / unit:
+            if worth(standing, best.market, risk) <= best.price / unit:
                 break
         launches.append(best)
         standing = _plus(standing, best.market)
@@ -243,12 +248,12 @@ def _release_spot(
     while sum(s.spot for s in left) > risk.terms.need:
         standing = _by_market(left)
         market = min(standing, key=lambda m: risk.shortage(_plus(standing, m, -1), 0))
-        rise = risk.shortage(_plus(standing, market, -1), 0) - risk.shortage(standing, 0)
         there = [s for s in left if s.market == market]
         victim = min(there, key=lambda s: (s.ready_in_s <= 0, -s.since_s))
         fresh = victim.ready_in_s > 0
-        worth = risk.terms.shortage_weight * rise
-        if worth >= prices.get(market, 1.0) * (1.0 if fresh else KEEP):
+        if worth(_plus(standing, market, -1), market, risk) >= prices.get(market, 1.0) * (
+            1.0 if fresh else KEEP
+        ):
             break
         ready = sum(s.ready_in_s <= 0 for s in left)
         if not fresh and ready <= risk.terms.need:

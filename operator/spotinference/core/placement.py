@@ -17,12 +17,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 
-from spotinference.core import bridge, buying, outlook, spending
+from spotinference.core import bridge, buying, outlook, spares, spending
 from spotinference.core.fleet import KINDS, STALE_HOLD_S, Fleet, Place, Replica, Standing
 from spotinference.core.markets import HOUR_S
 from spotinference.core.observed import Market
 from spotinference.core.outlook import Outlook, newly_leaving
 from spotinference.core.plan import Doom, DoomReason, Pardon
+from spotinference.core.spares import Spares
 
 PROBE_DWELL_S = 120.0
 
@@ -45,6 +46,8 @@ class Terms:
     cold_start_s: float = 300.0
     base: int = 0
     """so many replicas stand on on-demand pools in any case"""
+    overprovision: int = 0
+    """at most so many spot replicas more, each only while it pays"""
     max_hourly_cost: int | None = None
     """micro-USD: no launch that takes the prices of all replicas above it"""
 
@@ -65,6 +68,8 @@ class Placement:
     look_again_at: tuple[datetime, ...]
     why: str = ""
     """where replicas are added, and why there; empty when none is"""
+    spares: int = 0
+    """of the replicas asked for, so many are spares"""
     too_dear: tuple[Place, ...] = ()
     """markets that would take a wanted replica, were it not for `max_hourly_cost`"""
 
@@ -110,9 +115,13 @@ def place(fleet: Fleet, terms: Terms) -> Placement:
         now=terms.now,
     )
     draft.timers += moving.look_again_at
-    _shrink(draft, sum(draft.counts.values()) - terms.wanted - moving.room)
+    spare = _spares(draft)
+    _shrink(draft, sum(draft.counts.values()) - terms.wanted - max(moving.room, spare.kept))
     unplaced = _grow(draft, terms.wanted - sum(draft.counts.values()))
     _relieve(draft, terms.wanted + moving.room - sum(draft.counts.values()))
+    if spare.more is not None and moving.room == 0:
+        _launch(draft, spare.more)
+        draft.why[spare.more.market] = f"a spare on {_reason(draft, spare.more)}"
     for p in fleet.places:
         draft.counts[p.market] += p.held
     return Placement(
@@ -126,6 +135,26 @@ def place(fleet: Fleet, terms: Terms) -> Placement:
         look_again_at=tuple(draft.timers),
         why=_why(draft),
         too_dear=tuple(draft.too_dear),
+        spares=spare.kept + (spare.more is not None and moving.room == 0),
+    )
+
+
+def _spares(draft: _Draft) -> Spares:
+    terms = draft.terms
+    most = min(terms.overprovision, terms.limit - terms.wanted)
+    if most <= 0 or terms.wanted <= 0:
+        return spares.NONE
+    draft.timers.append(terms.now + timedelta(seconds=spares.LOOK_EVERY_S))
+    spot = [p for p in draft.places if p.pool.capacity_type == "spot"]
+    return spares.decide(
+        draft.places,
+        [p for p in _allowed(draft, spot) if _takes_launches(draft, p)],
+        draft.counts,
+        draft.outlook,
+        wanted=terms.wanted,
+        base=terms.base,
+        most=most,
+        cold_start_s=terms.cold_start_s,
     )
 
 

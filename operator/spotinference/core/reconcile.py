@@ -113,6 +113,7 @@ def _terms(observed: Observed, fleet: Fleet, stock: Weights, count: Count) -> pl
         wanted=count.desired,
         now=observed.now,
         drain_s=engine_args.drain_s(observed.spec),
+        overprovision=observed.spec.placement.overprovision,
         max_hourly_cost=observed.spec.placement.max_hourly_cost,
         burst=observed.spec.placement.on_demand.burst,
         exclusive=observed.spec.cache.access_mode == "ReadWriteOnce",

@@ -253,7 +253,9 @@ def _progressing(d: Decision, phase: Phase) -> Finding:
             f"{d.placement.unplaced} more replicas are wanted than there are zones with a complete "
             "cache; with accessMode ReadWriteOnce each zone takes one",
         )
-    if len(d.fleet.ready) != d.count.desired and phase is Phase.READY:
+    spare = min(d.fleet.kept - d.count.desired, d.placement.spares)
+    steady = range(d.count.desired, d.count.desired + max(0, spare) + 1)
+    if len(d.fleet.ready) not in steady and phase is Phase.READY:
         return Finding(True, Reason.SCALING, f"going to {d.count.desired} replicas")
     return Finding(False, Reason.STEADY, "as many replicas as wanted")
 
