@@ -7,7 +7,6 @@ from datetime import timedelta
 from spotinference.core.observed import Market
 from tests.support.world import World, pool, world
 
-
 ZONES = ("zone-1", "zone-2", "zone-3", "zone-4")
 
 
