@@ -7,7 +7,8 @@ tiers and pools, so a tier that is deleted takes its series along. Empty where a
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
+from operator import itemgetter
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
@@ -23,8 +24,9 @@ from spotinference.core import outlook
 from spotinference.core.markets import HOUR_S, NOTHING_KNOWN
 from spotinference.core.observed import Market, TierRef
 
-MAX_ROWS = 5000
-"""Markets shown, over all tiers: six series each. A cluster that has more shows the first by name."""
+MAX_ROWS = 1000
+"""Markets shown, over all tiers: six series each, written by the loop that also decides (4,000 took it
+0.2 s). A cluster that has more shows those with replicas first."""
 LABELS = ("tier", "market", "capacity_type")
 GAUGES = {
     "price": "Dollars per replica and hour there, where the pool has a price.",
@@ -69,9 +71,7 @@ class MarketMetrics(Collector):
         if self._leads():
             self._forget()
             pools = self._pools()
-            for row, (ref, market) in enumerate(self._rows()):
-                if row >= MAX_ROWS:
-                    break
+            for ref, market in self._rows()[:MAX_ROWS]:
                 self._add(families, ref, market, pools.get(market.pool))
         return families.values()
 
@@ -107,10 +107,14 @@ class MarketMetrics(Collector):
         for name, value in values.items():
             families[name].add_metric(labels, value)
 
-    def _rows(self) -> Iterator[tuple[TierRef, MarketStatus]]:
-        for key in sorted(self._store.all(TIER)):
-            status = parse.parse_status(self._store.all(TIER)[key])
-            yield from ((TierRef(*key), m) for m in status.markets)
+    def _rows(self) -> list[tuple[TierRef, MarketStatus]]:
+        """Those with replicas first, then by name."""
+        rows = [
+            (TierRef(*key), m)
+            for key, body in sorted(self._store.all(TIER).items(), key=itemgetter(0))
+            for m in parse.parse_status(body).markets
+        ]
+        return sorted(rows, key=lambda row: row[1].desired == row[1].ready == 0)
 
     def _pools(self) -> dict[str, PoolSpec]:
         found = {}

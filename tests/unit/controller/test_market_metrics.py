@@ -67,10 +67,19 @@ def test_a_replica_that_does_not_lead_shows_no_markets() -> None:
     assert registry.get_sample_value("op_market_ready", LABELS) is None
 
 
-def test_the_number_of_markets_shown_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(market_metrics, "MAX_ROWS", 0)
-    registry, _ = registered(store())
-    assert registry.get_sample_value("op_market_ready", LABELS) is None
+def test_beyond_the_bound_markets_with_replicas_are_shown_first(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(market_metrics, "MAX_ROWS", 1)
+    it = store(desired=1)
+    asleep = {**tier(uid="another"), "status": status()}
+    asleep["metadata"]["name"] = "asleep"  # before "demo"
+    it.put(TIER, asleep)
+    registry, _ = registered(it)
+    assert registry.get_sample_value("op_market_launching", LABELS) == 1
+    assert (
+        registry.get_sample_value("op_market_ready", {**LABELS, "tier": "default/asleep"}) is None
+    )
 
 
 def test_a_pool_that_is_gone_leaves_its_market_without_price_and_hazard() -> None:
