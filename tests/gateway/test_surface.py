@@ -297,6 +297,30 @@ async def test_names_aliases_and_sleeping_tiers_are_models() -> None:
                 assert response.status == 404
 
 
+async def test_a_context_window_that_no_spec_states_is_the_engines_own_also_asleep() -> None:
+    async with bench() as b, b.http() as http:
+        await b.tier("demo")
+
+        async def window() -> int | None:
+            async with http.get("/v1/models/demo") as response:
+                found: int | None = (await response.json())["max_model_len"]
+                return found
+
+        async def told(tokens: int | None) -> bool:
+            return await window() == tokens
+
+        assert await window() is None
+        engine = await b.replica(max_model_len=2048)
+        assert await told(2048)
+        await b.lose_node(engine)
+        await eventually(lambda: not b.routable(), 5)
+        assert await window() == 2048
+        await b.replica(max_model_len=1024, model="/cache/weights/another")
+        assert await told(1024)
+        await b.tier("demo", engine={"maxModelLen": 512})
+        await eventually(lambda: told(512), 5)
+
+
 async def test_a_model_tells_its_state_context_and_how_long_a_wake_takes() -> None:
     async with bench() as b:
         model = {"source": "hf://o/n", "servedName": "org/demo"}

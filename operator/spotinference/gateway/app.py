@@ -45,6 +45,7 @@ from spotinference.gateway.replicas import Replicas
 from spotinference.gateway.server import Server
 from spotinference.gateway.usage import Usage
 from spotinference.gateway.vitals import Vitals
+from spotinference.gateway.windows import Windows
 
 log = structlog.get_logger(__name__)
 
@@ -151,8 +152,9 @@ def _assembled(
     parking = Parking(settings, metrics, on_wanted=demand.wanted_changed, room=replicas.room)
     demand.bind(parking)
     replicas.on_routable = parking.replica_came
-    catalogue.on_change = _ends_waits(parking, catalogue, vitals)
     engines = Engines(pool, replicas, settings, metrics, vitals, spawn)
+    windows = Windows(replicas, engines)
+    catalogue.on_change = _ends_waits(parking, catalogue, vitals, windows)
     engines.on_slot = parking.release
     evacuation = Evacuation(replicas, settings, clock, metrics, spawn)
     replicas.on_doomed = evacuation.doomed
@@ -165,7 +167,7 @@ def _assembled(
     context = Context(
         settings, clock, catalogue, replicas, parking, engines, metrics, vitals,
         Limits(clock, processes, budgets, metrics), Usage(settings, gateway_id, clock, metrics),
-        Replays(settings), Forward(settings, peers),
+        Replays(settings), Forward(settings, peers), windows,
     )  # fmt: skip
     watches = _Watches(kube, settings, catalogue, replicas, peers)
     return _Parts(context, watches, demand, budgets, evacuation)
@@ -261,7 +263,7 @@ class _Ports:
 
 
 def _ends_waits(
-    parking: Parking, catalogue: Catalogue, vitals: Vitals
+    parking: Parking, catalogue: Catalogue, vitals: Vitals, windows: Windows
 ) -> Callable[[TierRef, Tier | None], None]:
     """Requests that wait for a tier that went or was paused are told so at once."""
     last: dict[TierRef, Tier] = {}
@@ -269,6 +271,7 @@ def _ends_waits(
     def changed(ref: TierRef, tier: Tier | None) -> None:
         if tier is None:
             vitals.forget(ref)
+            windows.forget(ref)
             gone = last.pop(ref, None)
             if gone is not None:
                 parking.fail(ref, lambda: catalogue.gone(gone))

@@ -16,6 +16,7 @@ from spotinference.gateway.replays import Replays
 from spotinference.gateway.replicas import Replicas
 from spotinference.gateway.usage import Usage
 from spotinference.gateway.vitals import Vitals
+from spotinference.gateway.windows import Windows
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,3 +33,4 @@ class Context:
     usage: Usage
     replays: Replays
     forward: Forward
+    windows: Windows

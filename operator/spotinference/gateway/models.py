@@ -12,13 +12,14 @@ from spotinference.gateway.context import Context
 PREFIX = "/v1/models/"
 
 
-def listed(context: Context, key: ApiKey) -> Json:
+async def listed(context: Context, key: ApiKey) -> Json:
     """The body of GET /v1/models."""
     tiers = sorted(context.catalogue.of(key.namespace), key=lambda tier: tier.ref)
+    opened = [tier for tier in tiers if tier.opened_by(key)]
+    await context.windows.learn(opened)
     data = [
-        shown(context, tier, name)
-        for tier in tiers
-        if tier.opened_by(key)
+        _shown(context, tier, name)
+        for tier in opened
         for name in tier.names
         if context.catalogue.find(key.namespace, name) is tier
     ]
@@ -30,7 +31,13 @@ def name_in(path: str) -> str:
     return unquote(path.removeprefix(PREFIX), errors="replace")
 
 
-def shown(context: Context, tier: Tier, name: str) -> Json:
+async def shown(context: Context, tier: Tier, name: str) -> Json:
+    """The body of GET /v1/models/{id}."""
+    await context.windows.learn([tier])
+    return _shown(context, tier, name)
+
+
+def _shown(context: Context, tier: Tier, name: str) -> Json:
     """One model: OpenAI's fields, vLLM's (root, parent, max_model_len), and ours.
 
     `eta_seconds`: until a replica would be there if it were asked for now; null when one is there,
@@ -46,7 +53,7 @@ def shown(context: Context, tier: Tier, name: str) -> Json:
         "owned_by": tier.ref.namespace,
         "root": tier.names[0],
         "parent": None if name == tier.names[0] else tier.names[0],
-        "max_model_len": tier.spec.engine.max_model_len,
+        "max_model_len": context.windows.of(tier),
         "status": phase,
         "ready_replicas": ready,
         "eta_seconds": None if ready or paused else tier.eta_seconds(context.clock.now(), 0),
