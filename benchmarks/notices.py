@@ -309,8 +309,12 @@ async def measure(nodes: int, notices: int, rounds: int) -> Report:
                 print(f"round {number}: {nodes} nodes, {notices} notices …", file=sys.stderr)
                 await asyncio.sleep(REST_S)
                 load, used = os.getloadavg()[0], cpu_s(bed, "apiserver")
+                spent = cpu_s(bed, "operator")
                 waits = list((await give_notice(bed, tiers)).values())
                 report.facts[f"round {number}: load of the machine"] = load
+                report.facts[f"round {number}: operator's CPU, s"] = round(
+                    cpu_s(bed, "operator") - spent, 2
+                )
                 report.facts[f"round {number}: API server's CPU, s"] = round(
                     cpu_s(bed, "apiserver") - used, 2
                 )

@@ -13,7 +13,8 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
-from urllib.parse import urlencode
+from urllib.parse import urlencode, urlsplit
+from urllib.request import getproxies, proxy_bypass
 
 import aiohttp
 from kubernetes.aio import client as k8s
@@ -88,6 +89,11 @@ class Kube:
             ) from error
         configuration.connection_pool_maxsize = CONNECTIONS
         configuration.disable_strict_ssl_verification = True
+        # aiohttp would ask a thread for the proxy, and one for ~/.netrc, before every request: where
+        # fifty replacements are asked for at once, each waits its turn at the interpreter's lock.
+        configuration.client_session_kwargs = {"trust_env": False}
+        if configuration.proxy is None:
+            configuration.proxy = _environment_proxy(configuration.host)
         return cls(k8s.ApiClient(configuration), field_manager)
 
     async def close(self) -> None:
@@ -314,6 +320,14 @@ class Kube:
                 yield response
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
             raise errors.ApiUnavailable(f"{what}: {type(error).__name__}: {error}") from error
+
+
+def _environment_proxy(server: str) -> str | None:
+    """What HTTPS_PROXY, HTTP_PROXY and NO_PROXY say now about the API server."""
+    parts = urlsplit(server)
+    if parts.hostname is None or proxy_bypass(parts.hostname):
+        return None
+    return getproxies().get(parts.scheme)
 
 
 async def _line(response: aiohttp.ClientResponse) -> bytes:

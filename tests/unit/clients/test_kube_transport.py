@@ -1,0 +1,86 @@
+"""How requests to the API server travel: without a thread, through the proxy of the environment."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import NoReturn
+
+import pytest
+import yaml
+from aiohttp import web
+from aiohttp.test_utils import TestServer
+
+from spotinference.api.kinds import NODE
+from spotinference.clients.kube import Kube
+
+
+def kubeconfig(folder: Path, server: str) -> Path:
+    path = folder / "kubeconfig"
+    body = {
+        "apiVersion": "v1",
+        "kind": "Config",
+        "current-context": "x",
+        "clusters": [{"name": "x", "cluster": {"server": server}}],
+        "users": [{"name": "x", "user": {"token": "secret"}}],
+        "contexts": [{"name": "x", "context": {"cluster": "x", "user": "x"}}],
+    }
+    path.write_text(yaml.safe_dump(body))
+    return path
+
+
+@asynccontextmanager
+async def api_server(seen: list[str]) -> AsyncIterator[str]:
+    async def answer(request: web.Request) -> web.Response:
+        seen.append(request.raw_path)
+        return web.json_response({"kind": "Node", "metadata": {"name": "n"}})
+
+    app = web.Application()
+    app.router.add_route("*", "/{path:.*}", answer)
+    async with TestServer(app) as server:
+        yield f"http://127.0.0.1:{server.port}"
+
+
+@pytest.fixture(autouse=True)
+def no_proxies(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("http_proxy", "https_proxy", "all_proxy", "no_proxy"):
+        monkeypatch.delenv(name, raising=False)
+        monkeypatch.delenv(name.upper(), raising=False)
+
+
+async def test_no_request_waits_for_a_thread(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_thread(*_: object) -> NoReturn:
+        raise AssertionError("a thread was asked")
+
+    async with api_server([]) as url:
+        config = kubeconfig(tmp_path, url)
+        async with await Kube.connect(field_manager="test", kubeconfig=config) as kube:
+            monkeypatch.setattr(asyncio.get_running_loop(), "run_in_executor", no_thread)
+            assert (await kube.get(NODE, "n"))["metadata"]["name"] == "n"
+
+
+async def test_the_proxy_of_the_environment_is_used(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[str] = []
+    async with api_server(seen) as proxy:
+        monkeypatch.setenv("HTTP_PROXY", proxy)
+        config = kubeconfig(tmp_path, "http://api.example.test:6443")
+        async with await Kube.connect(field_manager="test", kubeconfig=config) as kube:
+            await kube.get(NODE, "n")
+    assert seen == ["http://api.example.test:6443/api/v1/nodes/n"]
+
+
+async def test_what_no_proxy_names_is_reached_directly(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:9")
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    async with api_server([]) as url:
+        config = kubeconfig(tmp_path, url)
+        async with await Kube.connect(field_manager="test", kubeconfig=config) as kube:
+            await kube.get(NODE, "n")
