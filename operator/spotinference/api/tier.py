@@ -231,10 +231,12 @@ class ScaleUpSpec(ApiModel):
     """How fast replicas are added. A wake is exempt."""
 
     stabilization: Delay = Field(
-        default="60s", description="Load must stay over target this long before replicas are added."
+        default="60s",
+        description="Load must stay over target this long before replicas are added; what is foreseen "
+        "is added at once.",
     )
     max_step: int = Field(
-        default=2, ge=1, le=100, description="At most this many replicas are added per period."
+        default=10, ge=1, le=100, description="At most this many replicas are added per period."
     )
     period: Timeout = Field(
         default="120s", description="At most maxStep replicas are added per period."
@@ -245,7 +247,9 @@ class ScaleDownSpec(ApiModel):
     """How fast replicas are taken away."""
 
     stabilization: Delay = Field(
-        default="300s", description="Load must stay under target this long before one goes."
+        default="300s",
+        description="Load must stay under target this long before one goes (or, once the load is "
+        "foreseen, all that have been spare for long enough).",
     )
 
 

@@ -132,6 +132,8 @@ class Learner:
         tier.memory, tier.reading = sizing.learn(tier.memory, reading, rules), reading
         need = sizing.need(tier.memory, reading, rules)
         wanted = 0 if need is None else math.ceil(need.now)
+        if sizing.step_down_due(tier.memory):
+            wanted = -wanted  # another decision, although the same is needed
         minute_over = tier.memory.minute_began_s == now_s
         if wanted != tier.wanted or (
             minute_over

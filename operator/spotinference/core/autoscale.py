@@ -112,7 +112,7 @@ def count(observed: Observed, fleet: Fleet, load: Load, limit: int) -> Count:
     return (
         _given_up(observed, load, current, max(1, least), scaling)
         or _sleep(observed, fleet, load, current, least, scaling)
-        or _up(observed, load, current, limit, scaling)
+        or _up(observed, fleet, load, current, limit, scaling)
         or _down(observed, fleet, load, current, max(1, least), scaling)
     )
 
@@ -132,29 +132,36 @@ def current_count(observed: Observed, fleet: Fleet) -> int:
     return decided.desired
 
 
-def needed(observed: Observed, load: Load) -> int:
-    """Replicas that would bring load per replica to its targets, or to what was learned to fill one."""
+def needed(observed: Observed, load: Load, *, queue: bool = True) -> int:
+    """Replicas that would bring load per replica to its targets, or to what was learned to fill one.
+
+    `queue` False: without regard to what waits.
+    """
     scaling = observed.spec.scaling
     waiting = math.ceil((load.waiting + load.parked) / scaling.target_waiting)
     full: float = scaling.target_running
     if observed.learned is not None:
         rules = sizing_rules(observed.spec, observed.status)
         full = sizing.full(observed.learned.memory, rules)
-    in_flight = load.running if scaling.slo is None else load.running + load.waiting
-    return max(waiting, math.ceil(in_flight / full))
+    in_flight = load.running if scaling.slo is None or not queue else load.running + load.waiting
+    return max(waiting if queue else 0, math.ceil(in_flight / full))
 
 
 @dataclass(frozen=True, slots=True)
 class Foreseen:
-    """What the learned load asks for beyond the targets: it adds replicas and holds them, no more."""
+    """What the learned load asks for. `voice` False: nothing is known, and the targets alone decide."""
 
-    now: int = 0
+    voice: bool = False
+    up: int = 0
+    """to how many a step up goes; 0: there are enough"""
     kept: int = 0
-    """what the last cold start needed: a step down must leave it"""
+    """what a step down must leave"""
+    down_due: bool = False
+    """for long enough there have been more than that"""
     text: str = ""
 
 
-def foreseen(observed: Observed, limit: int) -> Foreseen:
+def foreseen(observed: Observed, current: int, limit: int) -> Foreseen:
     """Nothing before a forecast has been judged once, or when the last reading is too old."""
     if observed.learned is None:
         return Foreseen()
@@ -165,7 +172,13 @@ def foreseen(observed: Observed, limit: int) -> Foreseen:
     need = sizing.need(memory, reading, sizing_rules(observed.spec, observed.status, limit))
     if need is None:
         return Foreseen()
-    return Foreseen(min(limit, math.ceil(need.now)), min(limit, math.ceil(need.kept)), need.text)
+    return Foreseen(
+        voice=True,
+        up=min(limit, need.more_than(current)),
+        kept=min(limit, need.least),
+        down_due=sizing.step_down_due(memory),
+        text=need.text,
+    )
 
 
 def sizing_rules(spec: TierSpec, status: TierStatus, most: int | None = None) -> sizing.Rules:
@@ -275,18 +288,22 @@ def _sleep(
 
 
 def _up(
-    observed: Observed, load: Load, current: int, limit: int, scaling: ScalingStatus
+    observed: Observed, fleet: Fleet, load: Load, current: int, limit: int, scaling: ScalingStatus
 ) -> Count | None:
-    """Over target long enough: add what is needed, at most maxStep per period."""
+    """More foreseen, or over target long enough: add what is needed, at most maxStep per period."""
     rules, now = observed.spec.scaling, observed.now
-    ahead = foreseen(observed, limit)
-    wanted = min(max(needed(observed, load), ahead.now), limit)
+    ahead = foreseen(observed, current, limit)
+    # A queue is foreseen with what starts already; by its length alone it would ask for ever more.
+    queue = not ahead.voice or len(fleet.ready) >= current
+    wanted = min(max(needed(observed, load, queue=queue), ahead.up), limit)
     if wanted <= current:
         return None
-    why = f"; {ahead.text}" if ahead.now >= wanted else ""
+    why = f"; {ahead.text}" if ahead.up >= wanted else ""
     since = _parse(scaling.over_since) or now
     scaling = scaling.model_copy(update={"over_since": times.to_text(since), "under_since": None})
     due = since + timedelta(seconds=durations.seconds(rules.scale_up.stabilization))
+    if ahead.up > current:
+        due = now  # the forecast has looked at minutes already
     step_start = _parse(scaling.step_started_at)
     step_end = None
     if step_start is not None:
@@ -314,10 +331,14 @@ def _up(
 def _down(
     observed: Observed, fleet: Fleet, load: Load, current: int, least: int, scaling: ScalingStatus
 ) -> Count:
-    """Under target long enough: one replica fewer, and the next one after another such time."""
+    """Under target long enough: one replica fewer, and the next one after another such time.
+
+    Where the load is foreseen: all that have been spare for long enough, in one step.
+    """
     rules, now = observed.spec.scaling, observed.now
     scaling = scaling.model_copy(update={"over_since": None})
-    wanted = max(needed(observed, load), foreseen(observed, current).kept, least)
+    ahead = foreseen(observed, current, current)
+    wanted = max(needed(observed, load), ahead.kept, least)
     unknown = load.unknown > 0 or len(fleet.ready) < current
     if wanted >= current or unknown:
         why = "metrics of a replica are unknown" if load.unknown else "load is on target"
@@ -329,8 +350,11 @@ def _down(
     due = since + timedelta(seconds=durations.seconds(rules.scale_down.stabilization))
     if now < due:
         return Count(current, f"under target: {load}", scaling, (due,))
+    if ahead.voice and not ahead.down_due:
+        return Count(current, f"under target: {load}", scaling)
     scaling = scaling.model_copy(update={"under_since": times.to_text(now)})
-    return Count(current - 1, f"down by 1 to {current - 1}: {load}", scaling)
+    fewer = wanted if ahead.voice else current - 1
+    return Count(fewer, f"down by {current - fewer} to {fewer}: {load}", scaling)
 
 
 def _parse(text: str | None) -> datetime | None:

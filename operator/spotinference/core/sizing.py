@@ -104,7 +104,7 @@ class Memory:
     """(time, replicas) of the minutes within the last `KEPT_COLD_STARTS`"""
     spare_s: float = 0.0
     """share of the replicas that is not needed x time, since some are"""
-    sized_at_s: float | None = None
+    read_at_s: float | None = None
     idle_since_s: float | None = None
 
 
@@ -130,7 +130,7 @@ def learn(memory: Memory, reading: Reading, rules: Rules) -> Memory:
         return replace(memory, minute_began_s=reading.at_s, minute_arrived=0.0)
     length = reading.at_s - began
     if length < MINUTE_S - TINY:
-        return memory
+        return _spared(memory, reading, rules)
     at, ahead = reading.at_s, rules.ahead_s
     forecaster = forecast.observe(memory.forecaster, at, arrived / length, ahead)
     seen = forecast.outlook(forecaster, at, ahead, rules.switches)
@@ -139,7 +139,7 @@ def learn(memory: Memory, reading: Reading, rules: Rules) -> Memory:
         first = at - max(KEPT_COLD_STARTS * rules.cold_start_s, MINUTE_S)
         kept = tuple(n for n in needs if n[0] >= first)
         needs = (*kept, (at, seen.upper / memory.capacity.requests_per_s))
-    return replace(
+    memory = replace(
         memory,
         forecaster=forecaster,
         outlook=seen,
@@ -147,6 +147,7 @@ def learn(memory: Memory, reading: Reading, rules: Rules) -> Memory:
         minute_began_s=at,
         minute_arrived=0.0,
     )
+    return _spared(memory, reading, rules)
 
 
 def full(memory: Memory, rules: Rules) -> float:
@@ -170,7 +171,9 @@ def paced(memory: Memory, paces: Iterable[Pace], passed_s: float, rules: Rules) 
 
 def blinded(memory: Memory, at_s: float) -> Memory:
     """The memory after a time of which nothing is known: no minute, and no idle time, is learned."""
-    return replace(memory, minute_began_s=at_s, minute_arrived=0.0, idle_since_s=None)
+    return replace(
+        memory, minute_began_s=at_s, minute_arrived=0.0, idle_since_s=None, read_at_s=None
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,6 +187,17 @@ class Need:
     kept: float
     """the most of the last cold starts: what a step down must leave"""
     text: str
+
+    def more_than(self, current: int) -> int:
+        """To how many a step up goes; 0: so many are enough."""
+        if math.ceil(self.now - TINY) <= current:
+            return 0
+        return math.ceil(max(self.expected * (1 + HEADROOM), self.now) - TINY)
+
+    @property
+    def least(self) -> int:
+        """What a step down leaves."""
+        return max(1, math.ceil(max(self.now, self.kept) - TINY))
 
 
 def need(memory: Memory, reading: Reading, rules: Rules) -> Need | None:
@@ -205,35 +219,37 @@ def need(memory: Memory, reading: Reading, rules: Rules) -> Need | None:
     )
 
 
-def size(memory: Memory, reading: Reading, rules: Rules) -> tuple[Size, Memory]:
+def size(memory: Memory, reading: Reading, rules: Rules) -> Size:
     """Replicas wanted now, within the tier's bounds; `memory` has learned this reading."""
     current = reading.current
     if current > 0 and _asleep(memory, reading, rules):
-        return Size(0, "idle for long enough"), memory
+        return Size(0, "idle for long enough")
     needed = need(memory, reading, rules)
     if needed is None:
-        return Size(_bounded(_unlearned(reading, current), rules), "nothing learned yet"), memory
-    counted = current if rules.pending else reading.ready
-    if math.ceil(needed.now - TINY) > counted:
-        up = math.ceil(max(needed.expected * (1 + HEADROOM), needed.now) - TINY)
-        if not rules.pending:
-            up += reading.starting
-        memory = replace(memory, spare_s=0.0, sized_at_s=reading.at_s)
-        return Size(_bounded(up, rules), f"up: {needed.text}"), memory
-    low = _bounded(max(1, math.ceil(max(needed.now, needed.kept) - TINY)), rules)
-    memory = _spared(memory, reading, max(0, current - low))
-    if memory.spare_s >= SPARE_S:
-        return Size(low, f"down: {needed.text}"), replace(memory, spare_s=0.0)
-    return Size(_bounded(current, rules), f"steady: {needed.text}"), memory
+        return Size(_bounded(_unlearned(reading, current), rules), "nothing learned yet")
+    up = needed.more_than(current if rules.pending else reading.ready)
+    if up > 0:
+        up += 0 if rules.pending else reading.starting
+        return Size(_bounded(up, rules), f"up: {needed.text}")
+    if step_down_due(memory):
+        return Size(min(current, _bounded(needed.least, rules)), f"down: {needed.text}")
+    return Size(_bounded(current, rules), f"steady: {needed.text}")
 
 
-def _spared(memory: Memory, reading: Reading, spare: int) -> Memory:
-    """With the time since the last decision counted for `spare` replicas; none: counted anew."""
-    if spare == 0:
-        return replace(memory, spare_s=0.0, sized_at_s=reading.at_s)
-    since = reading.at_s if memory.sized_at_s is None else memory.sized_at_s
+def step_down_due(memory: Memory) -> bool:
+    """Enough was spare; what is given back then is no longer spare at the next reading."""
+    return memory.spare_s >= SPARE_S
+
+
+def _spared(memory: Memory, reading: Reading, rules: Rules) -> Memory:
+    """With the time since the last reading counted for the replicas that are not needed; none: anew."""
+    needed, since = need(memory, reading, rules), memory.read_at_s
+    least = reading.current if needed is None else _bounded(needed.least, rules)
+    spare = max(0, reading.current - least)
+    if spare == 0 or since is None:
+        return replace(memory, spare_s=0.0, read_at_s=reading.at_s)
     share_s = (reading.at_s - since) * spare / reading.current
-    return replace(memory, spare_s=memory.spare_s + share_s, sized_at_s=reading.at_s)
+    return replace(memory, spare_s=memory.spare_s + share_s, read_at_s=reading.at_s)
 
 
 def _unlearned(reading: Reading, current: int) -> int:

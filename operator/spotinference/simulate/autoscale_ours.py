@@ -15,18 +15,22 @@ class Ours:
     memory: sizing.Memory = field(default_factory=sizing.Memory)
 
     def decide(self, signals: Signals) -> int:
-        reading = sizing.Reading(
-            at_s=signals.at_s,
-            arrived=signals.arrived,
-            finished=signals.served,
-            tokens=signals.served_tokens,
-            busy_s=signals.running_s / signals.concurrency,
-            up_s=signals.up_s,
-            waiting=signals.waiting,
-            running=signals.running,
-            ready=signals.ready,
-            starting=signals.starting,
-        )
+        reading = reading_of(signals, at_s=signals.at_s)
         self.memory = sizing.learn(self.memory, reading, self.rules)
-        size, self.memory = sizing.size(self.memory, reading, self.rules)
-        return size.wanted
+        return sizing.size(self.memory, reading, self.rules).wanted
+
+
+def reading_of(signals: Signals, at_s: float) -> sizing.Reading:
+    """As the operator's learner would read the replicas."""
+    return sizing.Reading(
+        at_s=at_s,
+        arrived=signals.arrived,
+        finished=signals.served,
+        tokens=signals.served_tokens,
+        busy_s=signals.running_s / signals.concurrency,
+        up_s=signals.up_s,
+        waiting=signals.waiting,
+        running=signals.running,
+        ready=signals.ready,
+        starting=signals.starting,
+    )

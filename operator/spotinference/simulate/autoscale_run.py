@@ -6,10 +6,11 @@ from spotinference import errors
 from spotinference.core import sizing
 from spotinference.simulate import autoscale_policies as baselines
 from spotinference.simulate.autoscale import Outcome, Policy, Setup, Timeline, replay, score
+from spotinference.simulate.autoscale_operator import operator
 from spotinference.simulate.autoscale_ours import Ours
 from spotinference.simulate.autoscale_workload import Arrivals
 
-POLICIES = ("ours", "hpa", "kpa", "keda-waiting", "static-peak", "oracle")
+POLICIES = ("ours", "hpa", "kpa", "keda-waiting", "static-peak", "oracle", "operator")
 NO_BOUND = 10**9
 
 
@@ -20,10 +21,12 @@ def run(name: str, arrivals: Arrivals, setup: Setup) -> tuple[Outcome, Timeline]
 
 
 def policy(name: str, arrivals: Arrivals, setup: Setup) -> Policy:
-    """A fresh one. Only the last two are shown the workload."""
+    """A fresh one. Only `static-peak` and `oracle` are shown the workload."""
     match name:
         case "ours":
             return Ours(rules(setup))
+        case "operator":
+            return operator(setup)
         case "hpa":
             return baselines.Hpa()
         case "kpa":

@@ -41,7 +41,7 @@ def test_replicas_that_still_start_count_and_no_further_ones_are_launched() -> N
 
 
 def test_at_most_max_step_replicas_are_added_per_period() -> None:
-    w = serving(maxReplicas=10)
+    w = serving(maxReplicas=10, scaleUp={"maxStep": 2})
     w.streams = 80
     w.run(64)
     assert w.total == 3

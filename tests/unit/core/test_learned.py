@@ -113,7 +113,7 @@ def test_whatever_the_status_says_a_memory_comes_of_it(
     )
     memory = learned.from_status(status)
     now = reading(100.0, 1.0)
-    size, _ = sizing.size(sizing.learn(memory, now, RULES), now, RULES)
+    size = sizing.size(sizing.learn(memory, now, RULES), now, RULES)
     assert 1 <= size.wanted <= 100
 
 
@@ -270,3 +270,47 @@ def test_a_cache_without_room_adds_a_replica_although_nothing_waits() -> None:
     assert w.total == 2  # 16 each
     assert w.status.learned is not None
     assert w.status.learned.full_in_flight == 16
+
+
+def test_what_is_foreseen_is_added_at_once_within_the_step_allowed() -> None:
+    w = tracked(scaleUp={"maxStep": 2})
+    w.streams = 2
+    w.run(120)
+    w.memory, w.rate = lived(7200, 6.0, at=w.now.timestamp() - 7200), 6.0
+    w.run(2)
+    assert w.total == 3, "two at once, without waiting a minute"
+
+
+def test_a_long_queue_asks_for_no_more_while_what_was_foreseen_for_it_starts() -> None:
+    w = tracked(maxReplicas=6, targetWaiting=1)
+    w.streams = 2
+    w.run(120)
+    w.memory, w.rate = lived(7200, 2.0, at=w.now.timestamp() - 7200), 2.0
+    w.run(60)
+    at = w.total
+    w.load_s, w.per_replica, w.streams = 400, 1, 2 * at + 1
+    w.run(200)
+    assert w.total == at + 1, "its length asks once,"
+    w.streams = 30
+    w.run(180)
+    assert w.total == at + 1, "and not again while that one starts"
+    w.memory = None
+    w.run(70)
+    assert w.total == 6, "without experience the targets alone decide"
+
+
+def test_what_was_spare_for_long_enough_goes_in_one_step() -> None:
+    w = tracked()
+    w.streams = 40
+    w.run(300)
+    assert w.total == 5
+    memory = lived(7200, 1.0, at=w.now.timestamp() - 7200)
+    w.memory, w.rate = replace(memory, spare_s=0.0), 1.0
+    w.streams = 1
+    w.run(1200)
+    assert w.total == 5, "nothing was spare for long enough"
+    w.memory = replace(w.memory, spare_s=sizing.SPARE_S)
+    w.run(60)
+    assert w.total == 1
+    assert w.status.last_decision is not None
+    assert "down by 4 to 1" in w.status.last_decision.reason

@@ -41,7 +41,7 @@ def lived(seconds: float, rate: float = 2.0, **fields: object) -> tuple[Memory, 
 
 
 def wanted(memory: Memory, now: Reading, rules: Rules = RULES) -> Size:
-    return sizing.size(sizing.learn(memory, now, rules), now, rules)[0]
+    return sizing.size(sizing.learn(memory, now, rules), now, rules)
 
 
 def test_before_anything_is_learned_the_number_stays() -> None:
@@ -86,12 +86,12 @@ def test_replicas_that_still_start_count() -> None:
     for _ in range(12):
         now += 10
         jumped = sizing.learn(jumped, reading(now, rate=20), RULES)
-    first = sizing.size(jumped, reading(now, rate=20, waiting=100), RULES)[0]
+    first = sizing.size(jumped, reading(now, rate=20, waiting=100), RULES)
     assert first.wanted >= 9
     launched = reading(now, rate=20, waiting=100, starting=first.wanted - 2)
-    assert sizing.size(jumped, launched, RULES)[0].wanted == first.wanted
+    assert sizing.size(jumped, launched, RULES).wanted == first.wanted
     without = replace(RULES, pending=False)
-    assert sizing.size(jumped, launched, without)[0].wanted > first.wanted
+    assert sizing.size(jumped, launched, without).wanted > first.wanted
 
 
 def test_a_queue_that_is_gone_before_a_replica_could_be_ready_adds_none() -> None:
@@ -107,7 +107,7 @@ def step_down(rate: float, ready: int = 7) -> tuple[float, int]:
     while at < began + 4 * 3600:
         at += 10
         memory = sizing.learn(memory, reading(at, rate, ready=ready), RULES)
-        size, memory = sizing.size(memory, reading(at, rate, ready=ready), RULES)
+        size = sizing.size(memory, reading(at, rate, ready=ready), RULES)
         if size.wanted < ready:
             return at - began, size.wanted
     return at - began, ready
@@ -128,11 +128,11 @@ def test_few_replicas_too_many_are_given_back_later_than_many() -> None:
 
 def test_what_was_spare_is_forgotten_as_soon_as_it_is_needed() -> None:
     memory, at = lived(3600, rate=2)
-    memory = sizing.size(memory, reading(at, ready=7), RULES)[1]
-    at += 300
-    memory = sizing.size(memory, reading(at, ready=7), RULES)[1]
+    for _ in range(30):
+        at += 10
+        memory = sizing.learn(memory, reading(at, ready=7), RULES)
     assert memory.spare_s == pytest.approx(300 * 5 / 7)
-    assert sizing.size(memory, reading(at + 10, ready=2), RULES)[1].spare_s == 0
+    assert sizing.learn(memory, reading(at + 10, ready=2), RULES).spare_s == 0
 
 
 def test_a_job_of_every_day_is_expected_from_the_second_day_on() -> None:
@@ -146,7 +146,7 @@ def test_a_job_of_every_day_is_expected_from_the_second_day_on() -> None:
             memory, reading(at, rate, arrived=rate * 60, ready=20, starting=0), RULES
         )
         if 8.9 <= hour < 8.9 + 1 / 60:
-            before_the_job.append(sizing.size(memory, reading(at, rate, ready=2), RULES)[0].wanted)
+            before_the_job.append(sizing.size(memory, reading(at, rate, ready=2), RULES).wanted)
     assert before_the_job[0] < 6
     assert before_the_job[-1] >= 15
 
@@ -237,7 +237,7 @@ def test_whatever_arrives_the_size_is_within_bounds_and_finite(
         at += 30
         now = reading(at, rate, ready=current, waiting=rate)
         memory = sizing.learn(memory, now, rules)
-        size, memory = sizing.size(memory, now, rules)
+        size = sizing.size(memory, now, rules)
         assert least <= size.wanted <= most
         current = size.wanted
         for skill in memory.forecaster.skills:

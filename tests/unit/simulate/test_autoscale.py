@@ -144,6 +144,10 @@ def test_ours_is_late_a_third_as_often_as_hpa_for_no_more_hours_and_with_half_th
             arrivals.requests[i] = round(2.2 * arrivals.requests[i])
     second = replace(SETUP, first=0.5)
     ours, hpa = run("ours", arrivals, second)[0], run("hpa", arrivals, second)[0]
+    operator = run("operator", arrivals, second)[0]
+    assert operator.late_fraction <= hpa.late_fraction / 2, "within its steps"
+    assert operator.replica_hours <= 1.1 * hpa.replica_hours
+    assert operator.scale_actions_per_hour <= 0.6 * hpa.scale_actions_per_hour
     assert hpa.late_fraction > 0.01
     assert ours.late_fraction <= hpa.late_fraction / 3
     assert ours.replica_hours <= 1.1 * hpa.replica_hours
