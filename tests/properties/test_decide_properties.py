@@ -76,6 +76,9 @@ class Act:
             case "pools":
                 names = [["spot-a", "spot-b"], ["spot-b"], ["spot-a", "steady"], ["no-such-pool"]]
                 w.edit(placement={"pools": names[self.number % len(names)]})
+            case "spares":
+                rules = w.spec.placement.model_dump(by_alias=True)
+                w.edit(placement={**rules, "overprovision": self.number % 4})
             case "hand":
                 live = [c for (kind, _), c in w.children.items() if kind == "Deployment"]
                 if live:
@@ -103,6 +106,7 @@ acts = st.lists(
                 "limits",
                 "engine",
                 "pools",
+                "spares",
                 "hand",
             ]
         ),
@@ -123,7 +127,8 @@ def play(w: World, story: list[Act], check: Callable[[World, int, Plan], None]) 
 
 
 def calm(w: World) -> None:
-    """The faults stop; the spec stays."""
+    """The faults stop; the spec stays, but for spares: those go as time passes."""
+    w.edit(placement={**w.spec.placement.model_dump(by_alias=True), "overprovision": 0})
     w.capacity.clear()
     w.metrics, w.crash = True, None
     for node in w.nodes.values():
