@@ -156,11 +156,23 @@ def test_a_replica_that_spot_refused_once_is_bridged_and_spot_is_tried_beside_it
 
 
 def test_nobody_waits_at_a_market_that_refused_the_last_launch() -> None:
-    w = bridged(1)
-    w.capacity = dict.fromkeys([Market("spot-a", z) for z in ("zone-1", "zone-2")], 0)
-    w.run(600)
-    asked_for(w, 2).run(60)
-    assert w.replicas["steady/zone-1"] == 2, "although a pause may be over"
+    w = world(placement={"pools": ["spot-a", "steady"]})
+    refused = times.to_text(w.now - timedelta(seconds=600))
+    known = [
+        MarketStatus(
+            pool="spot-a",
+            zone=zone,
+            refused_at=refused,
+            backoff_seconds=60,
+            calm_since=refused,
+            watched_until=refused,
+        )
+        for zone in ("zone-1", "zone-2")
+    ]
+    w.status = w.status.model_copy(update={"markets": known})
+    asked_for(w, 1).run(30)
+    assert w.replicas["steady/zone-1"] == 1, "although the pauses are over"
+    assert w.total == 2, "spot is tried beside it"
 
 
 def test_a_scale_down_takes_a_bridge_before_the_spot_replica_that_starts_to_relieve_it() -> None:
