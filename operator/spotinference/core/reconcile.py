@@ -22,6 +22,7 @@ from spotinference.api.tier import TierStatus
 from spotinference.core import (
     autoscale,
     children,
+    choice,
     engine_args,
     failures,
     lifecycle,
@@ -104,9 +105,9 @@ def _limit(observed: Observed, fleet: Fleet) -> int:
     return limit
 
 
-def _terms(observed: Observed, fleet: Fleet, stock: Weights, count: Count) -> placement.Terms:
+def _terms(observed: Observed, fleet: Fleet, stock: Weights, count: Count) -> choice.Terms:
     usual_s = observed.status.last_wake_seconds
-    return placement.Terms(
+    return choice.Terms(
         limit=_limit(observed, fleet),
         cold_start_s=float(max(30, lifecycle.DEFAULT_WAKE_S if usual_s is None else usual_s)),
         base=min(count.desired, observed.spec.placement.on_demand.base),
