@@ -17,7 +17,8 @@ from spotinference.api import names
 from spotinference.api.demand import Demand
 from spotinference.api.kinds import JOB, PVC, Json
 from spotinference.api.pool import PoolSpec
-from spotinference.api.tier import TierSpec, TierStatus
+from spotinference.api.tier import TierSpec
+from spotinference.api.tier_status import TierStatus
 from spotinference.core.observed import (
     CacheView,
     Confidence,

@@ -15,7 +15,8 @@ from spotinference.api import rules
 from spotinference.api.kinds import CRD, POOL, TIER, Json, Kind
 from spotinference.api.model import ApiModel
 from spotinference.api.pool import PoolSpec, PoolStatus
-from spotinference.api.tier import TierSpec, TierStatus
+from spotinference.api.tier import TierSpec
+from spotinference.api.tier_status import TierStatus
 
 CATEGORY = "inference"
 

@@ -15,7 +15,8 @@ from spotinference.api import rules
 from spotinference.api.kinds import Json
 from spotinference.api.model import ApiModel
 from spotinference.api.pool import PoolSpec
-from spotinference.api.tier import TierSpec, TierStatus
+from spotinference.api.tier import TierSpec
+from spotinference.api.tier_status import TierStatus
 
 _Model = TypeVar("_Model", bound=ApiModel)
 

@@ -18,7 +18,7 @@ from spotinference import errors
 from spotinference.api import names, parse, times
 from spotinference.api.conditions import ConditionType, Reason
 from spotinference.api.kinds import DEPLOYMENT, LEASE, NODE, POD, TIER, Json
-from spotinference.api.tier import Condition, TierStatus
+from spotinference.api.tier_status import Condition, TierStatus
 from spotinference.clients.clock import Clock
 from spotinference.clients.kube import Kube
 from spotinference.controller.demand import DemandBook

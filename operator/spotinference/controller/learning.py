@@ -16,7 +16,8 @@ from dataclasses import dataclass, field
 from spotinference import errors
 from spotinference.api import parse
 from spotinference.api.kinds import POD, TIER, Json
-from spotinference.api.tier import TierSpec, TierStatus
+from spotinference.api.tier import TierSpec
+from spotinference.api.tier_status import TierStatus
 from spotinference.clients.clock import Clock
 from spotinference.controller.demand import DemandBook
 from spotinference.controller.scrape import Scraper, is_ready

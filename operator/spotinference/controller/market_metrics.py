@@ -17,7 +17,7 @@ from spotinference import errors
 from spotinference.api import parse
 from spotinference.api.kinds import POOL, TIER
 from spotinference.api.pool import PoolSpec
-from spotinference.api.tier import MarketStatus, TierStatus
+from spotinference.api.tier_status import MarketStatus, TierStatus
 from spotinference.clients.clock import Clock
 from spotinference.controller.store import Store
 from spotinference.core import outlook

@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 from spotinference.api import durations, times
-from spotinference.api.tier import ScalingStatus, TierSpec, TierStatus
+from spotinference.api.tier import TierSpec
+from spotinference.api.tier_status import ScalingStatus, TierStatus
 from spotinference.core import idle, sizing
 from spotinference.core.fleet import Fleet, Replica, Standing
 from spotinference.core.lifecycle import DEFAULT_WAKE_S

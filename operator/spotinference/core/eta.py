@@ -13,7 +13,7 @@ from datetime import datetime
 
 from spotinference.api import times
 from spotinference.api.conditions import WakeStage
-from spotinference.api.tier import WakeStatus
+from spotinference.api.tier_status import WakeStatus
 
 DECISION = "decision"
 """From the first waiting request to the first stage."""

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 from spotinference.api import durations, times
-from spotinference.api.tier import EngineFailureStatus
+from spotinference.api.tier_status import EngineFailureStatus
 from spotinference.core.fleet import Fleet, Replica, Standing
 from spotinference.core.observed import Observed
 

@@ -13,7 +13,7 @@ from enum import StrEnum
 from spotinference.api import durations, names
 from spotinference.api.kinds import DEPLOYMENT, Json
 from spotinference.api.pool import PoolSpec
-from spotinference.api.tier import MarketStatus
+from spotinference.api.tier_status import MarketStatus
 from spotinference.core import engine_args
 from spotinference.core.observed import Market, NodeHealth, Observed, ReplicaView
 from spotinference.core.plan import DoomReason

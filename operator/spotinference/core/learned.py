@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from datetime import datetime
 
 from spotinference.api import times
-from spotinference.api.tier import LearnedStatus
+from spotinference.api.tier_status import LearnedStatus
 from spotinference.core import idle, slo
 from spotinference.core.capacity import ENOUGH_BUSY_S, Capacity, Line
 from spotinference.core.forecast import (

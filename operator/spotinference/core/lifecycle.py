@@ -6,7 +6,7 @@ from datetime import datetime, timedelta
 
 from spotinference.api import durations, times
 from spotinference.api.conditions import Phase, WakeStage
-from spotinference.api.tier import StageStatus, TierStatus, WakeStatus
+from spotinference.api.tier_status import StageStatus, TierStatus, WakeStatus
 from spotinference.core.fleet import Fleet, Standing
 from spotinference.core.observed import Observed
 from spotinference.core.weights import Weights

@@ -15,7 +15,8 @@ from typing import NamedTuple
 from spotinference.api.demand import Demand
 from spotinference.api.kinds import Json
 from spotinference.api.pool import PoolSpec
-from spotinference.api.tier import TierSpec, TierStatus
+from spotinference.api.tier import TierSpec
+from spotinference.api.tier_status import TierStatus
 from spotinference.core.latency import Histogram
 from spotinference.core.sizing import Memory, Reading
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
 from spotinference.api import times
-from spotinference.api.tier import MarketStatus
+from spotinference.api.tier_status import MarketStatus
 from spotinference.core import buying, markets
 from spotinference.core.fleet import Fleet, Place, Replica, Standing
 from spotinference.core.markets import Belief, Beliefs, Seen

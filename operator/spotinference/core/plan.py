@@ -8,7 +8,7 @@ from enum import StrEnum
 
 from spotinference.api.conditions import Reason
 from spotinference.api.kinds import Json, Kind
-from spotinference.api.tier import TierStatus
+from spotinference.api.tier_status import TierStatus
 
 
 class DoomReason(StrEnum):

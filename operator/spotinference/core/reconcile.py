@@ -18,7 +18,7 @@ from datetime import datetime, timedelta
 from spotinference.api import times
 from spotinference.api.conditions import Reason
 from spotinference.api.kinds import POD
-from spotinference.api.tier import TierStatus
+from spotinference.api.tier_status import TierStatus
 from spotinference.core import (
     autoscale,
     children,

@@ -10,7 +10,7 @@ from datetime import timedelta
 
 from spotinference.api import names, times
 from spotinference.api.conditions import ConditionType, Phase, Reason
-from spotinference.api.tier import (
+from spotinference.api.tier_status import (
     Condition,
     DecisionStatus,
     LearnedStatus,

@@ -8,7 +8,8 @@ from datetime import datetime, timedelta
 
 from spotinference.api import names, times
 from spotinference.api.kinds import JOB, Json
-from spotinference.api.tier import TierSpec, WeightsStatus
+from spotinference.api.tier import TierSpec
+from spotinference.api.tier_status import WeightsStatus
 from spotinference.core import manifests
 from spotinference.core.diff import stamped
 from spotinference.core.fleet import markets, owned

@@ -12,7 +12,8 @@ from pydantic import ValidationError
 from spotinference.api import durations, times
 from spotinference.api.keys import ApiKey
 from spotinference.api.kinds import Json
-from spotinference.api.tier import TierSpec, WakeStatus
+from spotinference.api.tier import TierSpec
+from spotinference.api.tier_status import WakeStatus
 from spotinference.core import eta
 from spotinference.core.eta import Profile, Wake
 from spotinference.core.observed import TierRef

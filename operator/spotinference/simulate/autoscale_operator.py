@@ -13,7 +13,8 @@ from datetime import UTC, datetime, timedelta
 
 from spotinference.api import times
 from spotinference.api.pool import PoolSpec
-from spotinference.api.tier import DecisionStatus, TierSpec, TierStatus
+from spotinference.api.tier import TierSpec
+from spotinference.api.tier_status import DecisionStatus, TierStatus
 from spotinference.core import autoscale, sizing
 from spotinference.core.fleet import Fleet, Place, Replica, Standing
 from spotinference.core.observed import (

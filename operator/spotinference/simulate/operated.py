@@ -14,7 +14,8 @@ from spotinference.api import names
 from spotinference.api.demand import Demand
 from spotinference.api.kinds import DEPLOYMENT, Json
 from spotinference.api.pool import PoolSpec
-from spotinference.api.tier import TierSpec, TierStatus
+from spotinference.api.tier import TierSpec
+from spotinference.api.tier_status import TierStatus
 from spotinference.core import autoscale, sizing, status
 from spotinference.core.fleet import Standing
 from spotinference.core.observed import (

@@ -20,7 +20,7 @@ from spotinference.api.kinds import (
     TIER,
     Json,
 )
-from spotinference.api.tier import TierStatus
+from spotinference.api.tier_status import TierStatus
 from spotinference.clients.clock import SystemClock
 from spotinference.controller.act import DELETION_COST, NamespaceGoing
 from spotinference.core.observed import NodeHealth, Observed

@@ -6,7 +6,7 @@ import pytest
 from prometheus_client import CollectorRegistry
 
 from spotinference.api.kinds import POOL, TIER, Json
-from spotinference.api.tier import TierStatus
+from spotinference.api.tier_status import TierStatus
 from spotinference.clients.clock import SystemClock
 from spotinference.controller import market_metrics
 from spotinference.controller.market_metrics import MarketMetrics

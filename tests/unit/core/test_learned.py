@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from spotinference.api.tier import LearnedStatus
+from spotinference.api.tier_status import LearnedStatus
 from spotinference.core import forecast, idle, learned, sizing, slo
 from spotinference.core.autoscale import READING_COUNTS_S
 from spotinference.core.observed import Learned

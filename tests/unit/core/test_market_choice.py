@@ -6,7 +6,7 @@ from datetime import timedelta
 
 from spotinference.api import times
 from spotinference.api.pool import PoolSpec, PriceSpec
-from spotinference.api.tier import MarketStatus
+from spotinference.api.tier_status import MarketStatus
 from spotinference.core.observed import Market
 from tests.support.world import World, pool, tier, world
 
