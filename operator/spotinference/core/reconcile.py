@@ -32,6 +32,7 @@ from spotinference.core import (
 )
 from spotinference.core.autoscale import Count, Load
 from spotinference.core.failures import Verdict
+from spotinference.core.findings import Decision
 from spotinference.core.fleet import Fleet, Standing, survey
 from spotinference.core.observed import Observed
 from spotinference.core.plan import Delete, EventNote, EventType, Plan
@@ -67,7 +68,7 @@ def decide(observed: Observed) -> Plan:
     )
 
 
-def resolve(observed: Observed) -> status.Decision:
+def resolve(observed: Observed) -> Decision:
     """Steps 2 and 3: how many replicas, and where. The simulator replays traces through this."""
     fleet = survey(observed)
     stock = weights.weigh(observed)
@@ -75,10 +76,10 @@ def resolve(observed: Observed) -> status.Decision:
     load = autoscale.load_of(observed, fleet)
     count = _count(observed, fleet, load, verdict)
     where = placement.place(fleet, _terms(observed, fleet, stock, count))
-    return status.Decision(fleet, stock, load, verdict, count, where)
+    return Decision(fleet, stock, load, verdict, count, where)
 
 
-def _timers(decision: status.Decision, after: TierStatus) -> list[datetime]:
+def _timers(decision: Decision, after: TierStatus) -> list[datetime]:
     """When something may have to be done although nothing happens."""
     return [
         *decision.count.look_again_at,
