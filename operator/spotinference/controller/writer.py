@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 
 from spotinference import errors
 from spotinference.api.kinds import DEPLOYMENT, Json, Kind
@@ -17,9 +17,6 @@ from spotinference.controller.store import Store
 
 YIELD_S = 0.5
 """The longest that a write steps back behind urgent ones of other tiers."""
-URGENT_AT_ONCE = 6
-"""Urgent writes under way together. More would share the API server's processors, and the first of
-fifty would be done when the last is."""
 
 
 class Lane:
@@ -29,18 +26,15 @@ class Lane:
 
     def __init__(self) -> None:
         self._urgent = 0
-        self._turns = asyncio.Semaphore(URGENT_AT_ONCE)
         self._free = asyncio.Event()
         self._free.set()
 
-    @contextlib.asynccontextmanager
-    async def urgent(self) -> AsyncIterator[None]:
-        """One turn, in the order in which they were asked for."""
+    @contextlib.contextmanager
+    def urgent(self) -> Iterator[None]:
         self._urgent += 1
         self._free.clear()
         try:
-            async with self._turns:
-                yield
+            yield
         finally:
             self._urgent -= 1
             if self._urgent == 0:
@@ -70,7 +64,7 @@ class Writer:
     async def apply(self, kind: Kind, body: Json, *, urgent: bool = False) -> Json:
         """`urgent`: a client waits for this, or a machine is about to go."""
         if urgent:
-            async with self._lane.urgent():
+            with self._lane.urgent():
                 answer = await self._now("apply", kind, lambda: self._kube.apply(kind, body))
         else:
             answer = await self._send("apply", kind, lambda: self._kube.apply(kind, body))
@@ -95,7 +89,7 @@ class Writer:
             )
 
         if urgent:
-            async with self._lane.urgent():
+            with self._lane.urgent():
                 answer = await self._now("scale", DEPLOYMENT, send)
         else:
             answer = await self._send("scale", DEPLOYMENT, send)

@@ -10,7 +10,7 @@ from spotinference.api.kinds import DEPLOYMENT, POD, Json, Kind
 from spotinference.clients.kube import Kube
 from spotinference.controller.metrics import Metrics
 from spotinference.controller.store import Store
-from spotinference.controller.writer import URGENT_AT_ONCE, YIELD_S, Writer
+from spotinference.controller.writer import YIELD_S, Writer
 from tests.support.virtual_time import VirtualClock, virtual_time
 from tests.unit.controller.objects import deployment, engine_pod
 from tests.unit.controller.world import FakeApi
@@ -20,15 +20,9 @@ class SlowApi(FakeApi):
     """Applies take a while, as they do when many come at once."""
 
     apply_s = 0.1
-    under_way = most = 0
 
     async def apply(self, kind: Kind, body: Json, *, subresource: str | None = None) -> Json:
-        self.under_way += 1
-        self.most = max(self.most, self.under_way)
-        try:
-            await asyncio.sleep(self.apply_s)
-        finally:
-            self.under_way -= 1
+        await asyncio.sleep(self.apply_s)
         return await super().apply(kind, body, subresource=subresource)
 
 
@@ -55,20 +49,6 @@ async def test_what_is_not_urgent_steps_back_behind_every_urgent_write(
     await asyncio.sleep(0)
     await asyncio.gather(doom(it), *urgent)
     assert [write[1] for write in api.writes] == ["Deployment"] * 3 + ["Pod"]
-
-
-@virtual_time
-async def test_of_many_urgent_writes_the_first_are_done_before_the_last_begin(
-    clock: VirtualClock,
-) -> None:
-    it, api, _ = writer(clock)
-    names = [f"d-{n}" for n in range(5 * URGENT_AT_ONCE)]
-    await asyncio.gather(
-        *(it.apply(DEPLOYMENT, deployment(1, name=name), urgent=True) for name in names)
-    )
-    assert api.most == URGENT_AT_ONCE
-    done = [names.index(write[2]) for write in api.writes]
-    assert all(abs(turn - asked) < URGENT_AT_ONCE for turn, asked in enumerate(done))
 
 
 @virtual_time
