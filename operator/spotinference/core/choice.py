@@ -217,7 +217,7 @@ def reason(draft: Draft, place_: Place) -> str:
             return "on-demand, for placement.onDemand.base"
         return "on-demand, as a bridge until spot stands"
     price = place_.pool.price
-    cost = "" if price is None else f" at ${price.micro_usd_per_hour / 1e6:g} per hour"
+    cost = "" if price is None else f" at {spending.dollars(price.micro_usd_per_hour)} per hour"
     known = draft.outlook.beliefs.markets.get(place_.market)
     if known is None:
         return f"spot{cost}, not tried before"

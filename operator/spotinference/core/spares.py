@@ -41,7 +41,7 @@ def decide(
     most: int,
     cold_start_s: float,
 ) -> Spares:
-    """`offered`: spot markets that take a launch now. None while fewer than wanted stand, or while
+    """`offered`: spot markets that take a launch now; `most` and `wanted` are at least 1. None while fewer than wanted stand, or while
     on-demand bridges for spot: what spot gives then is no spare.
     """
     spot = {
@@ -50,7 +50,7 @@ def decide(
     dear = sum(counts[p.market] for p in places if p.pool.capacity_type == "on-demand")
     sure = sum(counts.values()) - sum(spot.values())
     spares = sum(counts.values()) - wanted
-    if most <= 0 or wanted <= 0 or spares < 0 or dear > base:
+    if spares < 0 or dear > base:
         return NONE
     risk = outlook.risk(view, wanted, cold_start_s)
     prices = outlook.prices(tuple(places))
