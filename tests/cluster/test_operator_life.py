@@ -20,6 +20,7 @@ from spotinference.api.kinds import (
     SERVICE_ACCOUNT,
     TIER,
 )
+from spotinference.devcluster.simengine.options import SimOptions
 from tests.cluster.operators import (
     asking,
     children,
@@ -57,7 +58,8 @@ async def test_a_tier_wakes_on_demand_serves_and_falls_asleep_again(cluster: Liv
         ["scheduling", "starting", "loading", "ready"],
         ["scheduling", "loading", "ready"],
     )
-    await phase(cluster, "nap", ns, "Asleep", 30)
+    slept = await phase(cluster, "nap", ns, "Asleep", 30)
+    assert slept["engine"]["contextWindow"] == SimOptions().max_model_len
     assert await replicas(cluster, "nap", ns) == {}
     scales = scale_writes(cluster.audit(mark), "nap")
     assert len(scales) == 2, "one write to wake, one to sleep"

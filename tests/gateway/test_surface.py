@@ -321,6 +321,38 @@ async def test_a_context_window_that_no_spec_states_is_the_engines_own_also_asle
         await eventually(lambda: told(512), 5)
 
 
+async def test_a_context_window_in_the_status_is_known_to_a_gateway_that_saw_no_engine() -> None:
+    async with bench() as b, b.http() as http:
+
+        async def told(tokens: int | None) -> bool:
+            async with http.get("/v1/models/demo") as response:
+                return bool((await response.json())["max_model_len"] == tokens)
+
+        known = {"phase": "Asleep", "engine": {"contextWindow": 8192, "specHash": "abc"}}
+        await b.tier("demo", status=known)
+        assert await told(8192)
+        await b.tier("demo", status={"phase": "Asleep"})
+        await eventually(lambda: told(None), 5)
+
+
+async def test_what_the_status_says_ends_what_this_gateway_was_told() -> None:
+    async with bench() as b, b.http() as http:
+
+        async def told(tokens: int | None) -> bool:
+            async with http.get("/v1/models/demo") as response:
+                return bool((await response.json())["max_model_len"] == tokens)
+
+        await b.tier("demo")
+        engine = await b.replica(max_model_len=2048)
+        assert await told(2048)
+        await b.lose_node(engine)
+        await eventually(lambda: not b.routable(), 5)
+        known = {"phase": "Asleep", "engine": {"contextWindow": 2048, "specHash": "abc"}}
+        await b.tier("demo", status=known)
+        await b.tier("demo", engine={"dtype": "float16"}, status={"phase": "Asleep"})
+        await eventually(lambda: told(None), 5)
+
+
 async def test_a_model_tells_its_state_context_and_how_long_a_wake_takes() -> None:
     async with bench() as b:
         model = {"source": "hf://o/n", "servedName": "org/demo"}

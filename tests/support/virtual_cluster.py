@@ -39,6 +39,7 @@ class Pod:
     market: Market
     template: str
     created_at: datetime
+    args: tuple[str, ...] = ()
     node: str | None = None
     bound_at: datetime | None = None
     running_at: datetime | None = None
@@ -202,11 +203,11 @@ class VirtualCluster:
             fresh = [p for p in mine if p.template == template]
             if old and wanted:
                 if surge and len(mine) <= wanted:
-                    fresh.append(self._create(name, market, template))
+                    fresh.append(self._create(name, market, body))
                 if not surge or any(p.ready_at for p in fresh):
                     self._terminate(old[0])
             elif len(mine) < wanted:
-                fresh += [self._create(name, market, template) for _ in range(wanted - len(mine))]
+                fresh += [self._create(name, market, body) for _ in range(wanted - len(mine))]
             elif len(mine) > wanted:
                 for pod in sorted(mine, key=_doomed_first)[: len(mine) - wanted]:
                     self._terminate(pod)
@@ -218,10 +219,12 @@ class VirtualCluster:
                 "availableReplicas": ready,
             }
 
-    def _create(self, deployment: str, market: Market, template: str) -> Pod:
+    def _create(self, deployment: str, market: Market, body: Json) -> Pod:
         number = next(self._ids)
         name = f"{deployment}-{number}"
-        pod = Pod(name, f"uid-{number}", deployment, market, template, self.now)
+        template = body["metadata"]["annotations"][names.ANNOTATION_SPEC_HASH]
+        args = tuple(body["spec"]["template"]["spec"]["containers"][0]["args"])
+        pod = Pod(name, f"uid-{number}", deployment, market, template, self.now, args)
         self.pods[name] = pod
         return pod
 

@@ -30,9 +30,11 @@ from spotinference.core.observed import (
     ReplicaView,
     Sample,
     TierRef,
+    Window,
 )
 from spotinference.core.plan import Plan
 from spotinference.core.reconcile import decide
+from spotinference.core.window import arguments_hash
 from tests.support.virtual_cluster import EPOCH, Pod, VirtualCluster
 
 COMMIT = "c0ffee00" * 5
@@ -51,6 +53,8 @@ class World(VirtualCluster):
     """requests that the replicas have to carry, spread evenly; what does not fit waits"""
     per_replica: int = 1000
     metrics: bool = True
+    tells_window: int | None = None
+    """context window that engines report; None: they are never read for it"""
     commit: str = COMMIT
     plans: list[tuple[datetime, Plan]] = field(default_factory=list)
     events: list[str] = field(default_factory=list)
@@ -208,6 +212,9 @@ class World(VirtualCluster):
             restarts=pod.restarts,
             revision=pod.template,
             sample=sample,
+            window=Window(self.tells_window, arguments_hash(pod.args))
+            if serving and self.tells_window is not None
+            else None,
         )
 
     def _scheduler_says(self, pod: Pod) -> str:

@@ -162,6 +162,18 @@ class WeightsStatus(ApiModel):
     bytes: int | None = Field(default=None, description="Size of the model's files.")
 
 
+class EngineStatus(ApiModel):
+    """What the engine that serves says of itself; kept while the tier sleeps."""
+
+    context_window: int = Field(
+        description="Tokens of prompt and answer together, as the engine reports it "
+        "(max_model_len)."
+    )
+    spec_hash: Annotated[str, StringConstraints(max_length=64)] = Field(
+        description="Of the image and arguments it was started with; forgotten when these change."
+    )
+
+
 class EngineFailureStatus(ApiModel):
     """Wakes that ended because the engine would not start; reset by a ready replica or an edit."""
 
@@ -215,6 +227,9 @@ class TierStatus(ApiModel):
         default=None, description="The last decision that gave a market one replica more."
     )
     weights: WeightsStatus | None = Field(default=None, description="Which weights serve.")
+    engine: EngineStatus | None = Field(
+        default=None, description="What the engine that serves says of itself."
+    )
     engine_failure: EngineFailureStatus | None = Field(
         default=None, description="Wakes that ended because the engine would not start."
     )

@@ -1,4 +1,4 @@
-"""An engine's /metrics page: what we read of it, and what we refuse to believe.
+"""An engine's /metrics page and its context window: what we read of it, and what we refuse to believe.
 
 A scrape either yields sane numbers or raises `ScrapeFailed` with a reason that is counted.
 Missing, negative and not-a-number are failures, never zero: a tier is not put to sleep because an
@@ -8,6 +8,7 @@ engine could not be read.
 from __future__ import annotations
 
 import asyncio
+import json
 import math
 import re
 from collections.abc import Mapping
@@ -23,6 +24,8 @@ SCRAPE_DEADLINE_S = 2.0
 MAX_PAGE_BYTES = 1 << 20
 MAX_GAUGE = 1_000_000
 """More running or waiting requests than this in one engine is nonsense."""
+MAX_WINDOW = 1 << 30
+"""No context window is longer (tokens)."""
 MAX_KV_USE = 1.01
 """It is a share: 1, and a rounding error."""
 CONNECT_ATTEMPTS = 2
@@ -151,6 +154,21 @@ def _value(name: str, line: str) -> float:
     return value
 
 
+def parse_window(body: bytes, url: str) -> int:
+    """max_model_len of the first model that /v1/models lists."""
+    try:
+        tokens = json.loads(body)["data"][0]["max_model_len"]
+    except (ValueError, KeyError, IndexError, TypeError, RecursionError) as error:
+        raise ScrapeFailed("missing", f"{url}: no max_model_len") from error
+    if not isinstance(tokens, int) or isinstance(tokens, bool) or not 0 < tokens <= MAX_WINDOW:
+        raise ScrapeFailed("absurd", f"{url}: max_model_len is {str(tokens)[:40]!r}")
+    return tokens
+
+
+def _url(host: str, port: int, path: str) -> str:
+    return f"http://{f'[{host}]' if ':' in host else host}:{port}{path}"
+
+
 class EngineClient:
     """Reads engines over one connection pool. No redirects, no decompression, bounded pages."""
 
@@ -173,7 +191,14 @@ class EngineClient:
 
     async def load(self, host: str, port: int) -> EngineLoad:
         """One scrape within `SCRAPE_DEADLINE_S`, a dropped connection retried once."""
-        url = f"http://{f'[{host}]' if ':' in host else host}:{port}/metrics"
+        return parse(await self._read(_url(host, port, "/metrics")))
+
+    async def context_window(self, host: str, port: int) -> int:
+        """Tokens of prompt and answer together, as `load`; `ScrapeFailed` when it does not tell."""
+        url = _url(host, port, "/v1/models")
+        return parse_window(await self._read(url), url)
+
+    async def _read(self, url: str) -> bytes:
         try:
             async with asyncio.timeout(SCRAPE_DEADLINE_S):
                 async for attempt in AsyncRetrying(
@@ -183,7 +208,7 @@ class EngineClient:
                     reraise=True,
                 ):
                     with attempt:
-                        return parse(await self._page(url))
+                        return await self._page(url)
         except TimeoutError as error:
             raise ScrapeFailed("timeout", f"{url}: no answer in {SCRAPE_DEADLINE_S} s") from error
         except (aiohttp.ClientError, OSError) as error:

@@ -178,6 +178,7 @@ class Observer:
             failure=failure_of(pod, engine),
             revision=labels.get("pod-template-hash"),
             sample=self.scraper.sample_of(meta["uid"]),
+            window=self.scraper.window_of(meta["uid"]),
         )
 
     def _node(self, pod: Json, pool: PoolSpec | None) -> NodeView | None:

@@ -4,6 +4,8 @@ One loop asks each pod when it is due: often while it works, seldom while it idl
 cannot be read has no sample; whoever reads `sample_of` gets None and must not take it for zero.
 A pod that still loads is asked too, quietly, so that it has a sample when it becomes ready; and
 a replica that waits for leadership asks as well, so that it does not begin blind.
+
+A ready pod is also asked for its context window, once: that does not change while it runs.
 """
 
 from __future__ import annotations
@@ -20,7 +22,8 @@ from spotinference.clients.clock import Clock
 from spotinference.clients.vllm import EngineClient, EngineLoad, ScrapeFailed
 from spotinference.controller.store import Store, tier_of
 from spotinference.core.health import Contact
-from spotinference.core.observed import Sample, TierRef
+from spotinference.core.observed import Sample, TierRef, Window
+from spotinference.core.window import arguments_hash
 
 log = structlog.get_logger(__name__)
 
@@ -33,6 +36,8 @@ FRESH_S = 15.0
 TICK_S = 0.25
 UNREACHABLE = frozenset({"timeout", "connection"})
 """Reasons of a failed scrape that leave open whether the machine is still there."""
+MAX_WINDOW_QUESTIONS = 3
+"""Per pod: an engine that does not tell its context window is not asked for ever."""
 MAX_AT_ONCE = 64
 MAX_FAILING_AT_ONCE = 16
 """Of those, for pods whose last scrape failed: each may hold its place until the deadline."""
@@ -51,6 +56,9 @@ class _Target:
     answered_at: float | None = None
     """by any answer, also a bad one: the machine lives"""
     unreachable_since: float | None = None
+    arguments: tuple[str, ...] = ()
+    window: Window | None = None
+    window_questions: int = 0
 
 
 @dataclass(slots=True)
@@ -84,6 +92,11 @@ class Scraper:
         if self._clock.monotonic() - target.sampled_at > FRESH_S:
             return None
         return target.sample
+
+    def window_of(self, uid: str) -> Window | None:
+        """The context window that a pod's engine told, for as long as the pod is there."""
+        target = self._targets.get(uid)
+        return None if target is None else target.window
 
     def contact(self, node: str) -> Contact:
         """What the engines on a node showed: the second witness of its health."""
@@ -123,6 +136,7 @@ class Scraper:
             if target is None:
                 target = _Target(ref=ref, host=pod["status"]["podIP"], due_at=now)
                 target.node = pod["spec"].get("nodeName", "")
+                target.arguments = engine_arguments(pod)
                 self._targets[uid] = target
             if is_ready(pod) and not target.ready:
                 target.ready = True
@@ -169,8 +183,22 @@ class Scraper:
         else:
             self.stats.succeeded += 1
             self._keep(target, load)
+            if target.ready and target.window is None:
+                await self._ask_window(target)
         finally:
             self._under_way.discard(uid)
+
+    async def _ask_window(self, target: _Target) -> None:
+        if target.window_questions >= MAX_WINDOW_QUESTIONS:
+            return
+        target.window_questions += 1
+        try:
+            tokens = await self._engines.context_window(target.host, names.ENGINE_PORT)
+        except ScrapeFailed as error:
+            log.info("scrape.no_window", tier=str(target.ref), error=str(error))
+            return
+        target.window = Window(tokens, arguments_hash(target.arguments))
+        self._on_change(target.ref)
 
     def _keep(self, target: _Target, load: EngineLoad) -> None:
         before = target.sample
@@ -222,3 +250,11 @@ def is_ready(pod: Json) -> bool:
         condition["type"] == "Ready" and condition["status"] == "True"
         for condition in pod.get("status", {}).get("conditions") or ()
     )
+
+
+def engine_arguments(pod: Json) -> tuple[str, ...]:
+    """What its engine was started with; empty when it has no engine container."""
+    for container in pod["spec"].get("containers") or ():
+        if container.get("name") == names.ENGINE_CONTAINER:
+            return tuple(container.get("args") or ())
+    return ()

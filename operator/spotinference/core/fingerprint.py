@@ -24,11 +24,11 @@ _SPEAKING = frozenset(
 def fingerprint(image: str, args: Sequence[str]) -> str:
     """Equal for engines that give equal answers. `args` as in a pod: the model, then flags."""
     model = args[0] if args and not args[0].startswith("--") else ""
-    spoken = sorted(words for name, words in _flags(args) if name in _SPEAKING)
+    spoken = sorted(words for name, words in flags(args) if name in _SPEAKING)
     return " ".join([image, model, *spoken])
 
 
-def _flags(args: Sequence[str]) -> Iterator[tuple[str, str]]:
+def flags(args: Sequence[str]) -> Iterator[tuple[str, str]]:
     """Each flag's name, and the flag with all its values in one form."""
     name, words = "", []
     for arg in [*args, "--"]:

@@ -117,6 +117,15 @@ class Sample:
 
 
 @dataclass(frozen=True, slots=True)
+class Window:
+    """The context window that an engine reported."""
+
+    tokens: int
+    arguments: str
+    """`core.window.arguments_hash` of what it was started with"""
+
+
+@dataclass(frozen=True, slots=True)
 class ReplicaView:
     """One engine pod."""
 
@@ -153,6 +162,8 @@ class ReplicaView:
     """hash of the pod template it was made from (label pod-template-hash)"""
     sample: Sample | None = None
     """the newest sample not older than the freshness bound; None: unknown"""
+    window: Window | None = None
+    """None: not told yet"""
 
 
 @dataclass(frozen=True, slots=True)

@@ -269,9 +269,9 @@ def _ends_waits(
     last: dict[TierRef, Tier] = {}
 
     def changed(ref: TierRef, tier: Tier | None) -> None:
+        windows.changed(ref, tier)
         if tier is None:
             vitals.forget(ref)
-            windows.forget(ref)
             gone = last.pop(ref, None)
             if gone is not None:
                 parking.fail(ref, lambda: catalogue.gone(gone))

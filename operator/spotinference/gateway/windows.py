@@ -1,7 +1,9 @@
 """The context window of each tier: as its spec states it, else as its engine tells it.
 
-An engine is asked when somebody lists models, once for each fingerprint; what it told is remembered
-while the tier sleeps, as long as this process runs.
+The operator asks the engine and keeps the answer in the tier's status, also while the tier sleeps.
+Where it is not there (the replica has just become ready, the operator is down), an engine is asked
+when somebody lists models, once for each fingerprint, and the answer is remembered until the status
+has one.
 """
 
 from __future__ import annotations
@@ -25,9 +27,9 @@ class Windows:
 
     def of(self, tier: Tier) -> int | None:
         """Tokens of prompt and answer together; None: nobody has told yet."""
-        stated = tier.spec.engine.max_model_len
-        if stated is not None:
-            return stated
+        known = _known(tier)
+        if known is not None:
+            return known
         _, told = self._told.get(tier.ref, (None, None))
         return told
 
@@ -39,11 +41,13 @@ class Windows:
             *[self._ask(replica) for tier in tiers if (replica := self._to_ask(tier)) is not None]
         )
 
-    def forget(self, ref: TierRef) -> None:
-        self._told.pop(ref, None)
+    def changed(self, ref: TierRef, tier: Tier | None) -> None:
+        """What an engine told this process does not outlive the tier, or better knowledge of it."""
+        if tier is None or _known(tier) is not None:
+            self._told.pop(ref, None)
 
     def _to_ask(self, tier: Tier) -> Replica | None:
-        if tier.spec.engine.max_model_len is not None:
+        if _known(tier) is not None:
             return None
         known, _ = self._told.get(tier.ref, (None, None))
         able = [replica for replica in self._replicas.of(tier.ref) if replica.routable]
@@ -55,3 +59,9 @@ class Windows:
         with contextlib.suppress(Lost, Failed):  # asked again when models are listed next
             tokens = await self._engines.max_model_len(replica)
             self._told[replica.tier] = (replica.fingerprint, tokens)
+
+
+def _known(tier: Tier) -> int | None:
+    """Without asking: from the tier's spec or status."""
+    stated = tier.spec.engine.max_model_len
+    return stated if stated is not None else tier.context_window

@@ -39,6 +39,9 @@ class Engine:
         self.preempts = False
         self.preempted = 0.0
 
+    async def context_window(self, host: str, port: int) -> int:
+        return 4096
+
     async def load(self, host: str, port: int) -> EngineLoad:
         if self.fails:
             raise ScrapeFailed("timeout", "no")

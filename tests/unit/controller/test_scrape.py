@@ -8,6 +8,7 @@ from typing import cast
 
 import pytest
 
+from spotinference.api import names
 from spotinference.api.kinds import POD
 from spotinference.clients.vllm import EngineClient, EngineLoad, ScrapeFailed
 from spotinference.controller.scrape import FRESH_S, IDLE_EVERY_S, Scraper
@@ -25,12 +26,20 @@ class FakeEngine:
         self.load_now = EngineLoad(0, 0, 0.0, 0.0)
         self.fails: str | None = None
         self.asked = 0
+        self.window: int | None = 4096
+        self.asked_window = 0
 
     async def load(self, host: str, port: int) -> EngineLoad:
         self.asked += 1
         if self.fails is not None:
             raise ScrapeFailed(self.fails, "no")
         return self.load_now
+
+    async def context_window(self, host: str, port: int) -> int:
+        self.asked_window += 1
+        if self.window is None:
+            raise ScrapeFailed("missing", "no")
+        return self.window
 
 
 class Bench:
@@ -60,10 +69,42 @@ async def test_an_idle_engine_is_asked_seldom_and_a_working_one_often(clock: Vir
 async def test_only_a_changed_load_has_the_tier_looked_at(clock: VirtualClock) -> None:
     it = Bench(clock)
     await asyncio.sleep(60)
-    assert it.changed == [REF]
+    known = [REF, REF]
+    assert it.changed == known, "its load, and its context window"
     it.engine.load_now = EngineLoad(1, 0, 0.0, 0.0)
     await asyncio.sleep(10)
-    assert it.changed == [REF, REF]
+    assert it.changed == [*known, REF]
+
+
+@virtual_time
+async def test_a_ready_engine_is_asked_for_its_context_window_once(clock: VirtualClock) -> None:
+    it = Bench(clock, ready=False)
+    await asyncio.sleep(30)
+    assert it.engine.asked_window == 0, "it still loads"
+    pod = engine_pod(version=2)
+    pod["spec"]["containers"] = [{"name": names.ENGINE_CONTAINER, "args": ["/m", "--dtype", "x"]}]
+    it.store.put(POD, pod)
+    await asyncio.sleep(60)
+    told = it.scraper.window_of(UID)
+    assert told is not None
+    assert told.tokens == 4096
+    assert it.engine.asked_window == 1
+    it.store.gone(POD, pod)
+    await asyncio.sleep(1)
+    assert it.scraper.window_of(UID) is None
+
+
+@virtual_time
+async def test_an_engine_that_tells_no_context_window_is_asked_three_times_and_still_read(
+    clock: VirtualClock,
+) -> None:
+    it = Bench(clock)
+    it.engine.window = None
+    await asyncio.sleep(60)
+    assert it.engine.asked_window == 3
+    assert it.scraper.window_of(UID) is None
+    assert it.scraper.sample_of(UID) is not None
+    assert it.scraper.stats.failed == {}
 
 
 @virtual_time
@@ -160,6 +201,9 @@ class Crowd:
         self.hosts = [f"10.0.{i // 250}.{1 + i % 250}" for i in range(1000)]
         self.hanging = set(self.hosts[:hanging])
         self.at: dict[str, list[float]] = {}
+
+    async def context_window(self, host: str, port: int) -> int:
+        return 4096
 
     async def load(self, host: str, port: int) -> EngineLoad:
         if host in self.hanging:

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from spotinference.clients import vllm
-from spotinference.clients.vllm import EngineClient, EngineLoad, ScrapeFailed, parse
+from spotinference.clients.vllm import EngineClient, EngineLoad, ScrapeFailed, parse, parse_window
 from spotinference.controller import probes
 
 PAGE = b"""\
@@ -31,6 +31,20 @@ process_cpu_seconds_total 1.5
 
 def test_gauges_and_counters_are_summed_over_engines_and_reasons() -> None:
     assert parse(PAGE) == EngineLoad(running=5, waiting=7, finished_total=42.0, rejected_total=0.0)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"", b"[]", b"{}", b'{"data": []}', b'{"data": [{"id": "m"}]}', b"[" * 100_000,
+        *(b'{"data": [{"max_model_len": %s}]}' % n for n in (b"0", b"-1", b"true", b'"9"', b"1e9")),
+        b'{"data": [{"max_model_len": 1099511627776}]}',
+    ],
+)  # fmt: skip
+def test_a_context_window_is_a_sane_number_or_none(body: bytes) -> None:
+    assert parse_window(b'{"data": [{"max_model_len": 2048}, {}]}', "") == 2048
+    with pytest.raises(ScrapeFailed):
+        parse_window(body, "")
 
 
 def test_old_and_new_names_are_read_through_one_table_and_counted_once() -> None:
