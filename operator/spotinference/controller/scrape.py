@@ -5,7 +5,7 @@ cannot be read has no sample; whoever reads `sample_of` gets None and must not t
 A pod that still loads is asked too, quietly, so that it has a sample when it becomes ready; and
 a replica that waits for leadership asks as well, so that it does not begin blind.
 
-A ready pod is also asked for its context window, once: that does not change while it runs.
+A pod that can be read is also asked for its context window, once: that does not change while it runs.
 """
 
 from __future__ import annotations
@@ -183,7 +183,7 @@ class Scraper:
         else:
             self.stats.succeeded += 1
             self._keep(target, load)
-            if target.ready and target.window is None:
+            if target.window is None:
                 await self._ask_window(target)
         finally:
             self._under_way.discard(uid)

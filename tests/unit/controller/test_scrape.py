@@ -14,7 +14,8 @@ from spotinference.clients.vllm import EngineClient, EngineLoad, ScrapeFailed
 from spotinference.controller.scrape import FRESH_S, IDLE_EVERY_S, Scraper
 from spotinference.controller.store import Store
 from spotinference.core.health import Contact
-from spotinference.core.observed import TierRef
+from spotinference.core.observed import TierRef, Window
+from spotinference.core.window import arguments_hash
 from tests.support.virtual_time import VirtualClock, virtual_time
 from tests.unit.controller.objects import REF, engine_pod
 
@@ -77,17 +78,20 @@ async def test_only_a_changed_load_has_the_tier_looked_at(clock: VirtualClock) -
 
 
 @virtual_time
-async def test_a_ready_engine_is_asked_for_its_context_window_once(clock: VirtualClock) -> None:
+async def test_an_engine_that_answers_is_asked_for_its_context_window_once(
+    clock: VirtualClock,
+) -> None:
     it = Bench(clock, ready=False)
+    it.engine.fails = "connection"
+    pod = engine_pod(ready=False, version=2)
+    args = ["/m", "--dtype", "x"]
+    pod["spec"]["containers"] = [{"name": names.ENGINE_CONTAINER, "args": args}]
+    it.store.put(POD, pod)
     await asyncio.sleep(30)
     assert it.engine.asked_window == 0, "it still loads"
-    pod = engine_pod(version=2)
-    pod["spec"]["containers"] = [{"name": names.ENGINE_CONTAINER, "args": ["/m", "--dtype", "x"]}]
-    it.store.put(POD, pod)
+    it.engine.fails = None
     await asyncio.sleep(60)
-    told = it.scraper.window_of(UID)
-    assert told is not None
-    assert told.tokens == 4096
+    assert it.scraper.window_of(UID) == Window(4096, arguments_hash(args))
     assert it.engine.asked_window == 1
     it.store.gone(POD, pod)
     await asyncio.sleep(1)
