@@ -145,13 +145,14 @@ class Bench:
                 self.results.add(OURS, "beside parked" if waiting else "beside none", figures)
 
     def measure_scaling(self) -> None:
-        """One worker, then two, both times on the same two cores. With fewer than four the load is
-        on these too: then CPU time per request is what tells how they scale.
+        """One worker alone on its core, the load on another; then two on both. With fewer than
+        four cores the second of them shares its core with the load, so the gain is a lower bound.
         """
-        cores, load_cores = ",".join(_cores()[-2:]), ",".join(_cores()[:2])
+        cores = _cores()
+        both, load_cores = ",".join(cores[-2:]), ",".join(cores[:-2]) or self.load_core
         load = Load("plain", 128, self.plan.loads["plain"].seconds)
-        for workers in (1, 2):
-            with self.own("--workers", str(workers), cores=cores) as (group, port):
+        for workers, where in ((1, self.proxy_core), (2, both)):
+            with self.own("--workers", str(workers), cores=where) as (group, port):
                 figures = measure.run(Target("127.0.0.1", port, MODEL), load, group, load_cores)
             self.results.add(f"workers {workers}", "plain", figures)
 

@@ -135,20 +135,17 @@ class Results:
         ]
 
     def _scaling(self) -> list[tuple[str, str]]:
-        said, cost = [], {}
-        for workers in (1, 2):
-            name = f"workers {workers}"
+        said, rates = [], []
+        for name in ("workers 1", "workers 2"):
             rate = self.value(name, "plain", "requests_per_s")
-            each = _each(self, name, "plain", "requests_per_s")
-            if rate is None or each == "-":
+            if rate is None:
                 return []
-            cost[workers] = float(each)
+            each = _each(self, name, "plain", "requests_per_s")
+            rates.append(rate)
             said.append((f"{name}: requests/s; CPU per request", f"{rate:.0f}; {each} µs"))
+        gain = f"{rates[1] / rates[0]:.2f} times"
         said.append(
-            (
-                "two workers on two free cores, by CPU per request",
-                f"{2 * cost[1] / cost[2]:.2f} times one",
-            )
+            ("two workers on two cores, one beside the load, over one alone on a core", gain)
         )
         return said
 

@@ -211,7 +211,20 @@ async def test_node_watch_speaks_for_its_own_node_only(
 
         await eventually(policy_holds, 30, "the policy is in force")
         await announce("watched-own")
-        for verb, kind in (("patch", NODE), ("list", NODE), ("list", SECRET), ("list", POD)):
+        own_node, other = ({**node, "metadata": {"name": f"watched-{n}"}} for n in ("own", "other"))
+        cordon = {"spec": {"unschedulable": True}}
+        assert (await kube.apply(NODE, own_node | cordon))["spec"]["unschedulable"] is True
+        assert not (await kube.apply(NODE, own_node))["spec"].get("unschedulable")
+        with pytest.raises(errors.InvalidInput, match="own node only"):
+            await kube.apply(NODE, other | cordon)
+        for change in (
+            {"metadata": {"labels": {"pool": "mine"}}},
+            {"metadata": {"annotations": {"a": "b"}}},
+            {"spec": {"taints": [{"key": "k", "effect": "NoExecute"}]}},
+        ):
+            with pytest.raises(errors.InvalidInput, match="neither taints, labels nor annotations"):
+                await kube.merge_patch(NODE, "watched-own", None, change)
+        for verb, kind in (("create", NODE), ("list", NODE), ("list", SECRET), ("list", POD)):
             assert not await kube.allowed(verb, kind), f"{verb} {kind.plural}"
     for name in ("watched-own", "watched-other"):
         await cluster.kubectl("delete", "node", name)

@@ -72,7 +72,9 @@ async def test_what_the_metadata_announces_moves_the_replica_and_outlives_a_rest
             cloud.action = {"action": "terminate", "time": times.to_text(ends)}
             await eventually(moved, 20, "the replacement is asked for")
             assert times.parse(await eventually(doomed, 20, "the pod is doomed")) == ends
-        shown = condition(await cluster.kube.get(NODE, node), INTERRUPTION)
+        live = await cluster.kube.get(NODE, node)
+        shown = condition(live, INTERRUPTION)
+        assert live["spec"]["unschedulable"] is True, "nothing new is to start there"
         cloud.asked.clear()
         with node_watch(cluster, node, url, log):
             await eventually(started, 60, "the new node-watch asks")
@@ -80,4 +82,5 @@ async def test_what_the_metadata_announces_moves_the_replica_and_outlives_a_rest
             cloud.asked.clear()
             await eventually(lambda: len(cloud.asked) >= 2, 30, "it asks on")
             assert condition(await cluster.kube.get(NODE, node), INTERRUPTION) == shown
+    await cluster.reclaim(node)
     await drop_tier(cluster, "told", ns)

@@ -169,8 +169,13 @@ async def test_a_child_edited_or_deleted_by_hand_is_put_back(cluster: LiveCluste
         return True
 
     await eventually(restored, 15, "the edits are undone")
-    events = await cluster.kubectl("-n", ns, "get", "events", "--field-selector=reason=Reverted")
-    assert "Reverted" in events
+
+    async def told() -> bool:
+        reverted = ("get", "events", "--field-selector=reason=Reverted")
+        assert "Reverted" in await cluster.kubectl("-n", ns, *reverted)
+        return True
+
+    await eventually(told, 10, "an event tells of it")
     await drop_tier(cluster, "kept", ns)
 
 

@@ -1,4 +1,5 @@
-"""`spotinference node-watch`: one process per node, from the metadata service to a node condition.
+"""`spotinference node-watch`: one process per node, from the metadata service to a node condition,
+and a cordon where the machine goes: nothing new is to start there.
 
 It writes nothing while nothing is announced, and decides nothing: the operator reads the condition
 like any other sign of a provider (`core.providers`).
@@ -21,7 +22,7 @@ from spotinference.clients.metadata import Asker, Source, detect, source
 from spotinference.core import announcements
 from spotinference.core.announcements import Announcement, Standing
 from spotinference.core.notices import condition
-from spotinference.core.providers import INTERRUPTION
+from spotinference.core.providers import INTERRUPTION, RECLAIM
 from spotinference.nodewatch.config import RECHECK_S, RETRY_MAX_S, START_S, NodeWatchConfig
 
 log = structlog.get_logger(__name__)
@@ -41,6 +42,7 @@ class Watch:
     notice_s: float
     _standing: Standing | None = None
     """as far as we know; None: to be read"""
+    _cordoned: bool = False
     _read_at: float = 0.0
     _last: Announcement | None = None
     _in_a_row: int = 0
@@ -80,13 +82,35 @@ class Watch:
         if self._standing is None or old:
             live = await self.kube.get(NODE, self.node)
             self._standing, self._read_at = Standing.of(condition(live, INTERRUPTION)), now
+            self._cordoned = bool(live["spec"].get("unschedulable"))
         if not announcements.settled(announced, self._standing, self._in_a_row):
             return
         wanted = announcements.condition_for(
             announced, self._standing, self.clock.now(), self.notice_s
         )
+        goes = announced is not None and announced.reason == RECLAIM
+        if self._standing.reason == RECLAIM and not goes:
+            await self._cordon(False)  # before the condition: after a crash both are tried again
         if wanted is not None:
             await self._write(wanted)
+        if goes:
+            await self._cordon(
+                True
+            )  # after it: the operator takes what is doomed from the condition
+
+    async def _cordon(self, wanted: bool) -> None:
+        """Ours alone: who else cordoned the node keeps it so (server-side apply)."""
+        if wanted == self._cordoned:
+            return
+        body = {
+            "apiVersion": NODE.api_version,
+            "kind": NODE.kind,
+            "metadata": {"name": self.node},
+            "spec": {"unschedulable": True} if wanted else {},
+        }
+        live = await self.kube.apply(NODE, body)
+        self._cordoned = bool(live["spec"].get("unschedulable"))
+        log.info("nodewatch.cordoned" if wanted else "nodewatch.uncordoned")
 
     async def _write(self, wanted: Json) -> None:
         body = {

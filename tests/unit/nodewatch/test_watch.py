@@ -67,7 +67,12 @@ class Node:
 
     @property
     def written(self) -> int:
-        return len(self.api.writes)
+        """Writes of the condition."""
+        return sum(verb == "status" for verb, _, _ in self.api.writes)
+
+    @property
+    def cordoned(self) -> bool:
+        return bool(self.body()["spec"].get("unschedulable"))
 
     def body(self) -> Json:
         return next(body for key, body in self.api.objects.items() if key[0] == NODE.kind)
@@ -162,6 +167,39 @@ async def test_an_answer_that_flickers_does_not_make_the_condition_flap(
     node = Node(clock)
     await node.hears(*[GOES, None, MAY_GO] * 30)
     assert node.written == 1
+
+
+@virtual_time
+async def test_a_node_that_goes_is_cordoned_until_that_is_taken_back(clock: VirtualClock) -> None:
+    node = Node(clock)
+    await node.hears(MAY_GO)
+    assert not node.cordoned, "a hint lasts for hours"
+    await node.hears(*[GOES] * 5)
+    assert node.cordoned
+    assert len(node.api.writes) == 3
+    await node.hears(*[None] * CONFIRMATIONS)
+    assert not node.cordoned
+
+
+@virtual_time
+async def test_a_crash_between_the_condition_and_the_cordon_is_made_good(
+    clock: VirtualClock,
+) -> None:
+    node = Node(clock)
+    await node.hears(GOES)
+    node.body()["spec"] = {}
+    node.start()
+    await node.hears(GOES)
+    assert node.cordoned
+
+
+@virtual_time
+async def test_a_node_that_others_cordoned_stays_so(clock: VirtualClock) -> None:
+    node = Node(clock)
+    node.body()["spec"] = {"unschedulable": True}
+    await node.hears(*[None] * 10, MAY_GO, *[None] * 10)
+    assert node.cordoned
+    assert node.written == 2
 
 
 @virtual_time
