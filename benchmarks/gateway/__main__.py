@@ -33,7 +33,6 @@ from spotinference import errors
 
 MOCK_IP = "127.10.0.5"
 GAP_US = 20_000
-REALTIME_PRIORITY = 5
 NAMES = tuple(peer.name for peer in PEERS)
 
 
@@ -175,10 +174,11 @@ class Bench:
             yield group, port
 
 
-def _before_other_work() -> None:
-    """All processes that are started from now on inherit it."""
+@contextmanager
+def _realtime() -> Iterator[None]:
     try:
-        os.sched_setscheduler(0, os.SCHED_RR, os.sched_param(REALTIME_PRIORITY))
+        with processes.before_other_work():
+            yield
     except PermissionError as error:
         raise errors.ConfigInvalid(
             "--realtime needs root (or CAP_SYS_NICE); without it the figures are those of a machine "
@@ -187,8 +187,6 @@ def _before_other_work() -> None:
 
 
 def run(options: argparse.Namespace) -> Results:
-    if options.realtime:
-        _before_other_work()
     cores = _cores()
     if len(cores) < 2:
         raise errors.ConfigInvalid("two cores are needed: one for the proxy, one for the load")
@@ -202,6 +200,8 @@ def run(options: argparse.Namespace) -> Results:
     )
     peers = [p for p in PEERS if not options.only or p.name in options.only]
     with ExitStack() as stack:
+        if options.realtime:
+            stack.enter_context(_realtime())
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="spot-bench-")))
         port = processes.free_port()
         kubeconfig = stack.enter_context(cluster.api_server(cluster.objects(MOCK_IP, port), folder))

@@ -14,6 +14,7 @@ from spotinference.gateway.metrics import Metrics
 from spotinference.gateway.parking import Parking
 from spotinference.gateway.replays import Replays
 from spotinference.gateway.replicas import Replicas
+from spotinference.gateway.turns import Turns
 from spotinference.gateway.usage import Usage
 from spotinference.gateway.vitals import Vitals
 from spotinference.gateway.windows import Windows
@@ -34,3 +35,4 @@ class Context:
     replays: Replays
     forward: Forward
     windows: Windows
+    turns: Turns

@@ -169,6 +169,8 @@ class Exchange(ABC):
         finally:
             self._settle_account()
             self._waiting.over()
+            if self.account.first_token_at is not None:
+                self._context.turns.live -= self._prepared.stream
 
     def _settle_account(self) -> None:
         self.account.attempts = self._attempts
@@ -239,6 +241,7 @@ class Exchange(ABC):
         now = time.monotonic()
         if self.account.first_token_at is None:
             self.account.first_token_at = now
+            self._context.turns.live += self._prepared.stream
         if not self._reply.begun:
             self._context.metrics.first_byte_seconds.labels(self._waiting.tier.ref.name).observe(
                 now - self._arrived

@@ -160,6 +160,7 @@ class Server:
         answering = len(self._running) - self._context.parking.count
         if answering > self._context.settings.max_answers:  # before its body costs anything
             raise errors.gateway_busy()
+        await self._context.turns.own()
         wanted = replay.asked(http)
         raw = await requests.read_body(http, self._context.settings)
         if wanted is not None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import random
 import time
 from collections.abc import Callable
 
@@ -16,6 +17,13 @@ from spotinference.gateway.context import Context
 from spotinference.gateway.errors import Code, GatewayError
 from spotinference.gateway.parking import Ticket
 from spotinference.gateway.reply import Reply
+
+SPREAD = 0.2
+
+
+def pause_s(heartbeat_s: float) -> float:
+    """Until the next sign of life: those that began to wait together must not write together."""
+    return heartbeat_s * random.uniform(1 - SPREAD, 1)
 
 
 class _Bell:
@@ -237,7 +245,7 @@ class Waiting:
             if now >= empty_at:
                 empty_at = now + settings.empty_chunk_s
                 await self._reply.write(self._empty())
-            await bell.until(min(deadline, empty_at, now + settings.heartbeat_s))
+            await bell.until(min(deadline, empty_at, now + pause_s(settings.heartbeat_s)))
 
     def _news(self) -> str:
         if self._paused:
