@@ -150,6 +150,30 @@ class PlacementStatus(ApiModel):
     )
 
 
+class MoveStatus(ApiModel):
+    """What staying where it stands has cost the tier, or the move of a replica that is under way."""
+
+    at: Time = Field(description="When overpaidMicroUSD was right, or the move began.")
+    overpaid_micro_usd: int = Field(
+        alias="overpaidMicroUSD",
+        default=0,
+        description="What its markets had cost by then beyond the best one, interruptions counted. "
+        "When it reaches the cost of a move, one is made.",
+    )
+    micro_usd_per_hour: int = Field(
+        alias="microUSDPerHour",
+        default=0,
+        description="What is added to that per hour; below zero: taken off, the tier stands best where "
+        "it is.",
+    )
+    origin: Annotated[str, StringConstraints(max_length=127)] | None = Field(
+        default=None, description="The market (pool/zone) that a replica leaves."
+    )
+    target: Annotated[str, StringConstraints(max_length=127)] | None = Field(
+        default=None, description="The market where the one that takes its place is started first."
+    )
+
+
 class WeightsStatus(ApiModel):
     """Which weights serve."""
 
@@ -225,6 +249,9 @@ class TierStatus(ApiModel):
     )
     last_placement: PlacementStatus | None = Field(
         default=None, description="The last decision that gave a market one replica more."
+    )
+    move: MoveStatus | None = Field(
+        default=None, description="Absent while no market costs less than those the tier stands in."
     )
     weights: WeightsStatus | None = Field(default=None, description="Which weights serve.")
     engine: EngineStatus | None = Field(

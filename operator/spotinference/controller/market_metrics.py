@@ -1,6 +1,6 @@
 """Metrics per market of each tier, read from what the operator knows when Prometheus asks.
 
-Nothing is kept but the count of refusals: price, replicas and hazard are worked out of the stored
+Nothing is kept but the counts of refusals and moves: price, replicas and hazard are worked out of the stored
 tiers and pools, so a tier that is deleted takes its series along. Empty where another replica leads.
 """
 
@@ -20,12 +20,12 @@ from spotinference.api.pool import PoolSpec
 from spotinference.api.tier_status import MarketStatus, TierStatus
 from spotinference.clients.clock import Clock
 from spotinference.controller.store import Store
-from spotinference.core import outlook
+from spotinference.core import outlook, regret
 from spotinference.core.markets import HOUR_S, NOTHING_KNOWN
 from spotinference.core.observed import Market, TierRef
 
 MAX_ROWS = 1000
-"""Markets shown, over all tiers: six series each, written by the loop that also decides (4,000 took it
+"""Markets shown, over all tiers: seven series each, written by the loop that also decides (4,000 took it
 0.2 s). A cluster that has more shows those with replicas first."""
 LABELS = ("tier", "market", "capacity_type")
 GAUGES = {
@@ -38,6 +38,7 @@ GAUGES = {
 REFUSALS = (
     "Launches that stayed pending there or nodes that it took back, since this process leads."
 )
+MOVES = "Moves of a replica begun to there, because it costs less, since this process leads."
 
 
 Families = dict[str, GaugeMetricFamily | CounterMetricFamily]
@@ -52,15 +53,20 @@ class MarketMetrics(Collector):
         self._clock = clock
         self._leads = leads
         self._refusals: Counter[tuple[TierRef, Market]] = Counter()
+        self._moves: Counter[tuple[TierRef, Market]] = Counter()
 
     def looked(self, ref: TierRef, before: TierStatus, after: TierStatus | None) -> None:
-        """Counts the markets whose `refusedAt` has moved on."""
+        """Counts the markets whose `refusedAt` has moved on, and moves that have begun."""
         if after is None:
             return
         known = {(m.pool, m.zone): m.refused_at for m in before.markets}
         for m in after.markets:
             if m.refused_at is not None and m.refused_at != known.get((m.pool, m.zone)):
                 self._refusals[ref, Market(m.pool, m.zone)] += 1
+        move, old = regret.of(after.move), regret.of(before.move)
+        begun = move is not None and (old is None or old.target is None)
+        if move is not None and move.target is not None and begun:
+            self._moves[ref, move.target] += 1
 
     def describe(self) -> Iterable[Metric]:
         """The families without series, so that registering reads nothing."""
@@ -83,6 +89,7 @@ class MarketMetrics(Collector):
                 for k, text in GAUGES.items()
             },
             "refusals": CounterMetricFamily(f"{name}_refusals", REFUSALS, labels=LABELS),
+            "moves": CounterMetricFamily(f"{name}_moves", MOVES, labels=LABELS),
         }
 
     def _add(
@@ -98,6 +105,7 @@ class MarketMetrics(Collector):
             "launching": max(0, status.desired - status.ready),
             "paused": float(belief is not None and belief.closed_until_s > now_s),
             "refusals": self._refusals[ref, market],
+            "moves": self._moves[ref, market],
         }
         if pool is not None and pool.price is not None:
             values["price"] = pool.price.micro_usd_per_hour / 1e6
@@ -127,5 +135,6 @@ class MarketMetrics(Collector):
 
     def _forget(self) -> None:
         living = set(self._store.tiers())
-        for key in [k for k in self._refusals if k[0] not in living]:
-            del self._refusals[key]
+        for counts in (self._refusals, self._moves):
+            for key in [k for k in counts if k[0] not in living]:
+                del counts[key]

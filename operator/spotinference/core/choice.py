@@ -19,6 +19,7 @@ from spotinference.core.markets import HOUR_S
 from spotinference.core.observed import Market
 from spotinference.core.outlook import Outlook
 from spotinference.core.plan import Doom
+from spotinference.core.regret import Regret
 
 PROBE_DWELL_S = 120.0
 
@@ -45,6 +46,8 @@ class Terms:
     """at most so many spot replicas more, each only while it pays"""
     max_hourly_cost: int | None = None
     """micro-USD: no launch that takes the prices of all replicas above it"""
+    regret: Regret | None = None
+    """what staying has cost too much, or the move under way"""
 
 
 @dataclass(slots=True)
@@ -155,8 +158,7 @@ def most_promising(draft: Draft, places: Sequence[Place]) -> Place | None:
 
 def _probed(draft: Draft, place_: Place) -> bool:
     """A launch waits there now; it will show whether the market still refuses."""
-    standing = sum(r.counts and r.view.node is not None for r in place_.replicas)
-    return draft.counts[place_.market] > standing
+    return draft.counts[place_.market] > place_.on_nodes
 
 
 def _best(draft: Draft, places: Sequence[Place]) -> Place | None:

@@ -137,6 +137,11 @@ class Place:
         return tuple(r for r in self.replicas if r.standing in standings)
 
     @property
+    def on_nodes(self) -> int:
+        """Replicas that are paid for: what waits for a node costs nothing yet."""
+        return sum(r.counts and r.view.node is not None for r in self.replicas)
+
+    @property
     def missing(self) -> int:
         """Pods that the Deployment has yet to create."""
         return max(0, self.spec_replicas - len(self.active))
@@ -160,7 +165,7 @@ class Place:
         In a cordoned pool a pod without a node is not waited for: its launch is not wanted any more.
         """
         if self.pool.cordoned:
-            filling = sum(r.counts and r.view.node is not None for r in self.replicas)
+            filling = self.on_nodes
         else:
             filling = sum(r.counts for r in self.replicas) + self.missing
         return min(self.spec_replicas - self.held, filling)

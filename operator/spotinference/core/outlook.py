@@ -55,7 +55,7 @@ def of(fleet: Fleet, now: datetime) -> Outlook:
     lost = {p.market: n for p in fleet.places if (n := _newly_lost(p, known))}
     refused = frozenset(p.market for p in fleet.places if _newly_refused(p, known))
     accepted = frozenset(p.market for p in fleet.places if _accepted(p, known)) - set(lost)
-    standing = {p.market: n for p in fleet.places if (n := _standing(p))}
+    standing = {p.market: n for p in fleet.places if (n := p.on_nodes)}
     seen = Seen(now.timestamp() // 1, standing, lost, refused, accepted)
     return Outlook(markets.learn(known.beliefs, seen), now)
 
@@ -139,10 +139,6 @@ def _accepted(place: Place, known: Outlook) -> bool:
         r.counts and r.view.node is not None and (r.view.scheduled_at or r.view.created_at) > at
         for r in place.replicas
     )
-
-
-def _standing(place: Place) -> int:
-    return sum(r.counts and r.view.node is not None for r in place.replicas)
 
 
 def _seconds(text: str | None) -> float | None:

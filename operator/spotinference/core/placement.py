@@ -1,9 +1,10 @@
 """Where replicas stand: the number of each market's Deployment, and which replica goes when one
-must go. A replica keeps its place while nothing is wrong with it; where the next one goes is the
-matter of `choice`.
+must go. A replica keeps its place while nothing is wrong with it, unless it pays to move it (`moves`);
+where the next one goes is the matter of `choice`.
 
-At most `maxReplicas` are wanted in sum. One more may start to relieve an on-demand one, and a silent
-node's replica may hold its slot beyond that for `fleet.STALE_HOLD_S`, because its node may return.
+At most `maxReplicas` are wanted in sum. One more may start to relieve an on-demand one or one that is to
+leave its market (`moves`), and a silent node's replica may hold its slot beyond that for
+`fleet.STALE_HOLD_S`, because its node may return.
 """
 
 from __future__ import annotations
@@ -12,12 +13,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
-from spotinference.core import bridge, choice, outlook, spares
+from spotinference.core import bridge, choice, moves, outlook, spares
 from spotinference.core.choice import Draft, Terms
 from spotinference.core.fleet import STALE_HOLD_S, Fleet, Place, Replica, Standing
 from spotinference.core.observed import Market
 from spotinference.core.outlook import Outlook, newly_leaving
 from spotinference.core.plan import Doom, DoomReason, Pardon
+from spotinference.core.regret import Regret
 from spotinference.core.spares import Spares
 
 
@@ -41,6 +43,8 @@ class Placement:
     """of the replicas asked for, so many are spares"""
     too_dear: tuple[Place, ...] = ()
     """markets that would take a wanted replica, were it not for `max_hourly_cost`"""
+    regret: Regret | None = None
+    """what staying has cost too much by now, or the move under way"""
 
 
 def place(fleet: Fleet, terms: Terms) -> Placement:
@@ -68,10 +72,15 @@ def place(fleet: Fleet, terms: Terms) -> Placement:
     )
     draft.timers += moving.look_again_at
     spare = _spares(draft)
-    _shrink(draft, sum(draft.counts.values()) - terms.wanted - max(moving.room, spare.kept))
+    move = moves.consider(draft, fleet, spare)
+    extra = max(moving.room, spare.kept) + move.room
+    _shrink(draft, sum(draft.counts.values()) - terms.wanted - extra, move.leave)
     unplaced = _grow(draft, terms.wanted - sum(draft.counts.values()))
     _relieve(draft, terms.wanted + moving.room - sum(draft.counts.values()))
-    if spare.more is not None and moving.room == 0:
+    if move.launch is not None:
+        draft.counts[move.launch.market] += 1
+    more = spare.more is not None and moving.room == 0 and not move.under_way
+    if spare.more is not None and more:
         _launch(draft, spare.more)
         draft.why[spare.more.market] = f"a spare on {choice.reason(draft, spare.more)}"
     for p in fleet.places:
@@ -87,7 +96,8 @@ def place(fleet: Fleet, terms: Terms) -> Placement:
         look_again_at=tuple(draft.timers),
         why=_why(draft),
         too_dear=tuple(draft.too_dear),
-        spares=spare.kept + (spare.more is not None and moving.room == 0),
+        regret=move.regret,
+        spares=spare.kept + more,
     )
 
 
@@ -101,7 +111,7 @@ def _spares(draft: Draft) -> Spares:
     return spares.decide(
         draft.places,
         [p for p in choice.able(draft, spot) if choice.takes_launches(draft, p)],
-        draft.counts,
+        moves.before(draft),
         draft.outlook,
         wanted=terms.wanted,
         base=terms.base,
@@ -130,8 +140,11 @@ def _mark_leaving(draft: Draft, fleet: Fleet) -> None:
                 draft.timers.append(marked)
 
 
-def _shrink(draft: Draft, surplus: int) -> None:
-    """Take `surplus` away: pods not made yet, then not ready, then idle; busy ones drain first."""
+def _shrink(draft: Draft, surplus: int, leave: Market | None = None) -> None:
+    """Take `surplus` away: pods not made yet, then not ready, then idle; busy ones drain first.
+
+    `leave`: where a replica goes before all others, because one has taken its place.
+    """
     for p in reversed(draft.places):
         while surplus > 0 and draft.counts[p.market] > 0 and p.missing > 0:
             cut = min(surplus, p.missing, draft.counts[p.market])
@@ -157,7 +170,7 @@ def _shrink(draft: Draft, surplus: int) -> None:
     )
     ready = sum(r.view.ready for r in candidates) - draft.terms.wanted
     relieved = [r for r in candidates if r.view.ready and r.view.uid in dear][: max(0, ready)]
-    candidates.sort(key=lambda r: r not in relieved)
+    candidates.sort(key=lambda r: (r.view.market != leave, r not in relieved))
     for replica in candidates:
         if surplus <= 0:
             break

@@ -27,6 +27,7 @@ from spotinference.core import (
     failures,
     lifecycle,
     placement,
+    regret,
     status,
     weights,
 )
@@ -117,6 +118,7 @@ def _terms(observed: Observed, fleet: Fleet, stock: Weights, count: Count) -> ch
         drain_s=engine_args.drain_s(observed.spec),
         overprovision=observed.spec.placement.overprovision,
         max_hourly_cost=observed.spec.placement.max_hourly_cost,
+        regret=regret.of(observed.status.move),
         burst=observed.spec.placement.on_demand.burst,
         exclusive=observed.spec.cache.access_mode == "ReadWriteOnce",
         open_zones=stock.open_zones if stock.usable else frozenset(),

@@ -14,7 +14,7 @@ from spotinference.api.tier_status import (
     PlacementStatus,
     TierStatus,
 )
-from spotinference.core import learned, lifecycle, outlook, window
+from spotinference.core import learned, lifecycle, outlook, regret, window
 from spotinference.core.autoscale import Count
 from spotinference.core.findings import Decision, Finding, findings, troubles
 from spotinference.core.fleet import Standing
@@ -49,6 +49,7 @@ def status_of(observed: Observed, d: Decision) -> TierStatus:
             "learned": _learned(observed),
             "last_decision": _decision(observed, d.count),
             "last_placement": _placement(observed, d.placement),
+            "move": regret.written(d.placement.regret),
             "weights": d.weights.status,
             "engine": window.engine_of(observed, d.fleet, d.weights.revision),
             "engine_failure": d.verdict.status,

@@ -62,6 +62,18 @@ def test_a_refusal_is_counted_once_and_forgotten_with_its_tier() -> None:
     assert registry.get_sample_value("op_market_refusals_total", LABELS) == 0
 
 
+def test_a_move_is_counted_once_at_the_market_it_goes_to() -> None:
+    registry, markets = registered(store())
+    quiet = TierStatus.model_validate(status())
+    at = {"at": "2026-01-05T11:00:00Z"}
+    paying = TierStatus.model_validate({**status(), "move": {**at, "overpaidMicroUSD": 7}})
+    ways = {"origin": "other/zone-a", "target": "spot/zone-a"}
+    begun = TierStatus.model_validate({**status(), "move": {**at, **ways}})
+    for before, after in ((quiet, paying), (paying, begun), (begun, begun), (begun, quiet)):
+        markets.looked(REF, before, after)
+    assert registry.get_sample_value("op_market_moves_total", LABELS) == 1
+
+
 def test_a_replica_that_does_not_lead_shows_no_markets() -> None:
     registry, _ = registered(store(), leads=False)
     assert registry.get_sample_value("op_market_ready", LABELS) is None
