@@ -74,7 +74,9 @@ def place(fleet: Fleet, terms: Terms) -> Placement:
     spare = _spares(draft)
     move = moves.consider(draft, fleet, spare)
     extra = max(moving.room, spare.kept) + move.room
+    stood = dict(draft.counts)
     _shrink(draft, sum(draft.counts.values()) - terms.wanted - extra, move.leave)
+    moved = move.leave is not None and draft.counts[move.leave] < stood[move.leave]
     unplaced = _grow(draft, terms.wanted - sum(draft.counts.values()))
     _relieve(draft, terms.wanted + moving.room - sum(draft.counts.values()))
     if move.launch is not None:
@@ -96,7 +98,7 @@ def place(fleet: Fleet, terms: Terms) -> Placement:
         look_again_at=tuple(draft.timers),
         why=_why(draft),
         too_dear=tuple(draft.too_dear),
-        regret=move.regret,
+        regret=None if moved else move.regret,
         spares=spare.kept + more,
     )
 
