@@ -297,31 +297,7 @@ async def test_names_aliases_and_sleeping_tiers_are_models() -> None:
                 assert response.status == 404
 
 
-async def test_a_context_window_that_no_spec_states_is_the_engines_own_also_asleep() -> None:
-    async with bench() as b, b.http() as http:
-        await b.tier("demo")
-
-        async def window() -> int | None:
-            async with http.get("/v1/models/demo") as response:
-                found: int | None = (await response.json())["max_model_len"]
-                return found
-
-        async def told(tokens: int | None) -> bool:
-            return await window() == tokens
-
-        assert await window() is None
-        engine = await b.replica(max_model_len=2048)
-        assert await told(2048)
-        await b.lose_node(engine)
-        await eventually(lambda: not b.routable(), 5)
-        assert await window() == 2048
-        await b.replica(max_model_len=1024, model="/cache/weights/another")
-        assert await told(1024)
-        await b.tier("demo", engine={"maxModelLen": 512})
-        await eventually(lambda: told(512), 5)
-
-
-async def test_a_context_window_in_the_status_is_known_to_a_gateway_that_saw_no_engine() -> None:
+async def test_a_context_window_that_no_spec_states_is_taken_from_the_status() -> None:
     async with bench() as b, b.http() as http:
 
         async def told(tokens: int | None) -> bool:
@@ -331,25 +307,9 @@ async def test_a_context_window_in_the_status_is_known_to_a_gateway_that_saw_no_
         known = {"phase": "Asleep", "engine": {"contextWindow": 8192, "specHash": "abc"}}
         await b.tier("demo", status=known)
         assert await told(8192)
+        await b.tier("demo", engine={"maxModelLen": 512}, status=known)
+        await eventually(lambda: told(512), 5)
         await b.tier("demo", status={"phase": "Asleep"})
-        await eventually(lambda: told(None), 5)
-
-
-async def test_what_the_status_says_ends_what_this_gateway_was_told() -> None:
-    async with bench() as b, b.http() as http:
-
-        async def told(tokens: int | None) -> bool:
-            async with http.get("/v1/models/demo") as response:
-                return bool((await response.json())["max_model_len"] == tokens)
-
-        await b.tier("demo")
-        engine = await b.replica(max_model_len=2048)
-        assert await told(2048)
-        await b.lose_node(engine)
-        await eventually(lambda: not b.routable(), 5)
-        known = {"phase": "Asleep", "engine": {"contextWindow": 2048, "specHash": "abc"}}
-        await b.tier("demo", status=known)
-        await b.tier("demo", engine={"dtype": "float16"}, status={"phase": "Asleep"})
         await eventually(lambda: told(None), 5)
 
 

@@ -49,7 +49,6 @@ from spotinference.gateway.server import Server
 from spotinference.gateway.turns import Turns
 from spotinference.gateway.usage import Usage
 from spotinference.gateway.vitals import Vitals
-from spotinference.gateway.windows import Windows
 
 log = structlog.get_logger(__name__)
 
@@ -157,8 +156,7 @@ def _assembled(
     demand.bind(parking)
     replicas.on_routable = parking.replica_came
     engines = Engines(pool, replicas, settings, metrics, vitals, spawn)
-    windows = Windows(replicas, engines)
-    catalogue.on_change = _ends_waits(parking, catalogue, vitals, windows)
+    catalogue.on_change = _ends_waits(parking, catalogue, vitals)
     engines.on_slot = parking.release
     evacuation = Evacuation(replicas, settings, clock, metrics, spawn)
     replicas.on_doomed = evacuation.doomed
@@ -171,7 +169,7 @@ def _assembled(
     context = Context(
         settings, clock, catalogue, replicas, parking, engines, metrics, vitals,
         Limits(clock, processes, budgets, metrics), Usage(settings, gateway_id, clock, metrics),
-        Replays(settings), Forward(settings, peers), windows, Turns(),
+        Replays(settings), Forward(settings, peers), Turns(),
     )  # fmt: skip
     watches = _Watches(kube, settings, catalogue, replicas, peers)
     return _Parts(context, watches, demand, budgets, evacuation)
@@ -267,13 +265,12 @@ class _Ports:
 
 
 def _ends_waits(
-    parking: Parking, catalogue: Catalogue, vitals: Vitals, windows: Windows
+    parking: Parking, catalogue: Catalogue, vitals: Vitals
 ) -> Callable[[TierRef, Tier | None], None]:
     """Requests that wait for a tier that went or was paused are told so at once."""
     last: dict[TierRef, Tier] = {}
 
     def changed(ref: TierRef, tier: Tier | None) -> None:
-        windows.changed(ref, tier)
         if tier is None:
             vitals.forget(ref)
             gone = last.pop(ref, None)

@@ -43,7 +43,7 @@ class Tier:
     reasoning: bool
     """the engine shapes chat answers with a reasoning parser"""
     context_window: int | None = None
-    """tokens, as the operator read it from an engine; None: not known, or not for what the spec says now"""
+    """tokens, as the spec states it or else as the operator read it from an engine; None: not known"""
     profile: Profile | None = None
     """how long the stages of its wakes usually take; None before one was seen to end"""
     names: tuple[str, ...] = field(init=False)
@@ -181,7 +181,8 @@ def _parse(ref: TierRef, body: Json) -> Tier | Invalid:
             revision=(status.get("weights") or {}).get("revision"),
             reasoning=spec.engine.reasoning_parser is not None
             or any("reasoning" in arg and "parser" in arg for arg in spec.engine.extra_args),
-            context_window=(status.get("engine") or {}).get("contextWindow"),
+            context_window=spec.engine.max_model_len
+            or (status.get("engine") or {}).get("contextWindow"),
         )
     except (ValidationError, KeyError, ValueError) as error:
         log.warning("catalogue.tier_ignored", tier=str(ref), error=str(error)[:500])

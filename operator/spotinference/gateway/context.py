@@ -17,7 +17,6 @@ from spotinference.gateway.replicas import Replicas
 from spotinference.gateway.turns import Turns
 from spotinference.gateway.usage import Usage
 from spotinference.gateway.vitals import Vitals
-from spotinference.gateway.windows import Windows
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,5 +33,4 @@ class Context:
     usage: Usage
     replays: Replays
     forward: Forward
-    windows: Windows
     turns: Turns

@@ -12,14 +12,13 @@ from spotinference.gateway.context import Context
 PREFIX = "/v1/models/"
 
 
-async def listed(context: Context, key: ApiKey) -> Json:
+def listed(context: Context, key: ApiKey) -> Json:
     """The body of GET /v1/models."""
     tiers = sorted(context.catalogue.of(key.namespace), key=lambda tier: tier.ref)
-    opened = [tier for tier in tiers if tier.opened_by(key)]
-    await context.windows.learn(opened)
     data = [
         _shown(context, tier, name)
-        for tier in opened
+        for tier in tiers
+        if tier.opened_by(key)
         for name in tier.names
         if context.catalogue.find(key.namespace, name) is tier
     ]
@@ -31,9 +30,8 @@ def name_in(path: str) -> str:
     return unquote(path.removeprefix(PREFIX), errors="replace")
 
 
-async def shown(context: Context, tier: Tier, name: str) -> Json:
+def shown(context: Context, tier: Tier, name: str) -> Json:
     """The body of GET /v1/models/{id}."""
-    await context.windows.learn([tier])
     return _shown(context, tier, name)
 
 
@@ -53,7 +51,7 @@ def _shown(context: Context, tier: Tier, name: str) -> Json:
         "owned_by": tier.ref.namespace,
         "root": tier.names[0],
         "parent": None if name == tier.names[0] else tier.names[0],
-        "max_model_len": context.windows.of(tier),
+        "max_model_len": tier.context_window,
         "status": phase,
         "ready_replicas": ready,
         "eta_seconds": None if ready or paused else tier.eta_seconds(context.clock.now(), 0),

@@ -307,12 +307,12 @@ class Server:
 
     async def _models(self, http: Request) -> web.StreamResponse:
         key = self._authenticated(http)
-        return _json(await models.listed(self._context, key), self._limit_headers(http))
+        return _json(models.listed(self._context, key), self._limit_headers(http))
 
     async def _model(self, http: Request) -> web.StreamResponse:
         key = self._authenticated(http)
         name = models.name_in(_path(http))
-        shown = await models.shown(self._context, self._found(key, name), name)
+        shown = models.shown(self._context, self._found(key, name), name)
         return _json(shown, self._limit_headers(http))
 
     async def _healthz(self, _: Request) -> web.StreamResponse:

@@ -133,7 +133,7 @@ class Streamed(Exchange):
         tokens = delivered.tokens // prepared.choices
         since, before = self._flows
         limit = continuation.max_tokens(prepared)
-        context = self._context.windows.of(self._waiting.tier)
+        context = self._waiting.tier.context_window
         if limit is None and context is not None and delivered.prompt_ids is not None:
             limit = context - len(delivered.prompt_ids)
         fresh = tokens - before
