@@ -71,8 +71,8 @@ class GatewaySettings(BaseSettings):
     """A key that does not wait keeps the tier awake for the Retry-After it got and this much
     longer: time for its retry to arrive."""
     heartbeat_s: float = 10.0
-    """SSE comments to parked streams, spaces before answers that are not streamed; proxies cut at
-    60 s of silence, some at 30."""
+    """SSE comments to parked streams (up to a fifth later, so that they do not write together),
+    spaces before answers that are not streamed; proxies cut at 60 s of silence, some at 30."""
     empty_chunk_s: float = 60.0
     """Clients that count parsed chunks only (LangChain: 120 s) get one without choices."""
 

@@ -23,7 +23,7 @@ SPREAD = 0.2
 
 def pause_s(heartbeat_s: float) -> float:
     """Until the next sign of life: those that began to wait together must not write together."""
-    return heartbeat_s * random.uniform(1 - SPREAD, 1)
+    return heartbeat_s * random.uniform(1, 1 + SPREAD)
 
 
 class _Bell:
