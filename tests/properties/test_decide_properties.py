@@ -11,6 +11,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from spotinference.api.pool import PriceSpec
 from spotinference.core.observed import Market
 from spotinference.core.plan import Plan
 from tests.support.world import World, world
@@ -76,6 +77,12 @@ class Act:
             case "pools":
                 names = [["spot-a", "spot-b"], ["spot-b"], ["spot-a", "steady"], ["no-such-pool"]]
                 w.edit(placement={"pools": names[self.number % len(names)]})
+            case "prices":
+                names = sorted(w.pools)
+                for place, name in enumerate(names):
+                    dollars = 1 + (self.number >> place) % 3
+                    price = PriceSpec.model_validate({"microUSDPerHour": dollars * 500_000})
+                    w.pools[name] = w.pools[name].model_copy(update={"price": price})
             case "spares":
                 rules = w.spec.placement.model_dump(by_alias=True)
                 w.edit(placement={**rules, "overprovision": self.number % 4})
@@ -107,6 +114,7 @@ acts = st.lists(
                 "engine",
                 "pools",
                 "spares",
+                "prices",
                 "hand",
             ]
         ),
@@ -127,7 +135,8 @@ def play(w: World, story: list[Act], check: Callable[[World, int, Plan], None]) 
 
 
 def calm(w: World) -> None:
-    """The faults stop; the spec stays, but for spares: those go as time passes."""
+    """The faults stop; the spec stays, but for spares and prices: those act as time passes."""
+    w.pools = {n: p.model_copy(update={"price": None}) for n, p in w.pools.items()}
     w.edit(placement={**w.spec.placement.model_dump(by_alias=True), "overprovision": 0})
     w.capacity.clear()
     w.metrics, w.crash = True, None
@@ -175,7 +184,8 @@ def test_never_more_replicas_than_max_but_for_those_that_go_and_one_that_relieve
         going = {n.name for n in w.nodes.values() if n.silent or n.notice_deadline is not None}
         held = sum(p.node in going and p.deleting_until is None for p in w.pods.values())
         busy_over_a_lowered_max = any(p.doomed_reason == "scale-down" for p in w.pods.values())
-        relieved = any(m.startswith("steady/") for m in w.replicas)
+        moving = w.status.move is not None and w.status.move.target is not None
+        relieved = moving or any(m.startswith("steady/") for m in w.replicas)
         limit = w.spec.scaling.max_replicas + held + relieved
         assert busy_over_a_lowered_max or w.total <= limit
 
