@@ -78,8 +78,7 @@ class Act:
                 names = [["spot-a", "spot-b"], ["spot-b"], ["spot-a", "steady"], ["no-such-pool"]]
                 w.edit(placement={"pools": names[self.number % len(names)]})
             case "prices":
-                names = sorted(w.pools)
-                for place, name in enumerate(names):
+                for place, name in enumerate(sorted(w.pools)):
                     dollars = 1 + (self.number >> place) % 3
                     price = PriceSpec.model_validate({"microUSDPerHour": dollars * 500_000})
                     w.pools[name] = w.pools[name].model_copy(update={"price": price})
