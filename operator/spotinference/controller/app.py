@@ -23,7 +23,7 @@ from spotinference.clients.clock import SystemClock
 from spotinference.clients.kube import Kube
 from spotinference.clients.leader import Elector
 from spotinference.clients.vllm import EngineClient
-from spotinference.controller import preflight, probes, watching
+from spotinference.controller import garbage, preflight, probes, watching
 from spotinference.controller.act import Actor
 from spotinference.controller.config import START_DEADLINE_S, STOP_DEADLINE_S, OperatorConfig
 from spotinference.controller.demand import DemandBook
@@ -239,6 +239,7 @@ async def _run(
         _task("pools", parts.pools.run()),
         _task("resync", parts.resync.run()),
         _task("heartbeat", parts.heartbeat.run()),
+        _task("garbage", garbage.collect(parts.queue.idle)),
     ]
     election = _task("elector", parts.elector.run())
     stopping = _task("stopping", stop.wait())

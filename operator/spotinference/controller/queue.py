@@ -124,6 +124,10 @@ class WorkQueue:
     def active(self) -> int:
         return len(self._active)
 
+    def idle(self) -> bool:
+        """Nothing is worked on, and nothing waits."""
+        return not self._active and not self._queued_at
+
     def failures_of(self, key: TierRef) -> int:
         return self._failures.get(key, 0)
 
