@@ -76,7 +76,7 @@ bench: assets ## measure wakes, crowds, reclaims, idle writes, parking (about 20
 	@for b in $(BENCHMARKS); do echo "== benchmarks.$$b"; $(PY) -m benchmarks.$$b || exit 1; done
 bench-gateway: env ## the gateway beside nginx and other routers (about 25 minutes; needs a C compiler)
 	@$(PY) -m benchmarks.gateway
-bench-policies: env ## every policy on public traces: tables and plots (about ten minutes; skips without ../shared/traces)
+bench-policies: env ## every policy on public traces: tables and plots (about a quarter of an hour; skips without ../shared/traces)
 	@$(PY) -m benchmarks.policies
 soak: env ## an hour of load on the gateway: its memory must stay flat (for nightly runs)
 	@$(PY) -m benchmarks.gateway --soak 3600

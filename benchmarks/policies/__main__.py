@@ -13,7 +13,11 @@ import importlib
 import sys
 from pathlib import Path
 
-SECTIONS = {"spot": "benchmarks.policies.spot", "autoscale": "benchmarks.policies.autoscale"}
+SECTIONS = {
+    "spot": "benchmarks.policies.spot",
+    "autoscale": "benchmarks.policies.autoscale",
+    "whole": "benchmarks.policies.whole",
+}
 TRACES = Path("../shared/traces")
 
 
