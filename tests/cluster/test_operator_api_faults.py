@@ -72,6 +72,9 @@ async def bench(
             yield Bench(live, api, it, ns)
             api.fault, api.cut_off = lambda _: None, False
             await drop_tier(live, "asleep", ns)
+            # Here and not by `operator`, which waits without this loop: the proxy must live so long.
+            it.process.terminate()
+            await it.exit_code(20)
 
 
 async def deployments_are_back(b: Bench) -> None:
@@ -141,10 +144,21 @@ async def test_a_version_that_is_too_old_is_a_new_list_and_no_deletion(bench: Be
             "code": 410,
         },
     }
+
+    def lists() -> int:
+        counts = lists_by_path(bench.api.seen)
+        return sum(n for path, n in counts.items() if path.endswith("/inferencetiers"))
+
+    # While the list at the start waits to be compared, another one is no news.
+    await eventually(lambda: lists() >= 2, 30, "what was listed at the start is compared")
     before = bench.operator.metric(RELISTS, kind="InferenceTier")
     assert bench.api.end_watches_with(gone) >= 5
     await wakes(bench)
-    assert bench.operator.metric(RELISTS, kind="InferenceTier") > before
+    await eventually(
+        lambda: bench.operator.metric(RELISTS, kind="InferenceTier") > before,
+        30,
+        "the tiers are listed anew",
+    )
     assert [r for r in bench.live.audit(mark, user="operator") if r.verb == "delete"] == []
     assert bench.operator.process.poll() is None
 

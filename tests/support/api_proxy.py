@@ -138,9 +138,14 @@ class ApiProxy:
                     status=upstream.status, body=await upstream.read(), headers=kept
                 )
             answer = web.StreamResponse(status=upstream.status, headers=kept)
-            with contextlib.suppress(ConnectionResetError):  # the client has gone
-                await answer.prepare(request)
-                await self._pass_on(request, upstream, answer)
+            try:
+                with contextlib.suppress(ConnectionResetError):  # the client has gone
+                    await answer.prepare(request)
+                    await self._pass_on(request, upstream, answer)
+            finally:
+                # TLS says goodbye when it is closed: the loop may be gone before the answer comes.
+                if upstream.connection is not None and upstream.connection.transport is not None:
+                    upstream.connection.transport.abort()
             return answer
 
     async def _pass_on(
