@@ -158,12 +158,12 @@ def _close(transport: asyncio.Transport | None) -> None:
         transport.close()
 
 
-def reset(transport: asyncio.BaseTransport | None) -> None:
+def reset(transport: asyncio.Transport | None) -> None:
     """RST instead of FIN."""
-    if not isinstance(transport, asyncio.Transport):
+    if transport is None:
         return
     sock = transport.get_extra_info("socket")
     if sock is not None:
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError, ValueError):  # it is closed already (asyncio, uvloop)
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _LINGER_RST)
     transport.abort()
