@@ -94,9 +94,8 @@ class Watch:
         if wanted is not None:
             await self._write(wanted)
         if goes:
-            await self._cordon(
-                True
-            )  # after it: the operator takes what is doomed from the condition
+            # After it: the operator takes the time that is left from the condition.
+            await self._cordon(True)
 
     async def _cordon(self, wanted: bool) -> None:
         """Ours alone: who else cordoned the node keeps it so (server-side apply)."""
