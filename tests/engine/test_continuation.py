@@ -88,6 +88,8 @@ def places(chunks: Sequence[Json]) -> Mapping[str, int]:
             for field in ("reasoning", "content", "text"):
                 if delta.get(field):
                     parts.setdefault(field, []).append(number)
+            if choice.get("finish_reason"):  # usage and [DONE] are lost
+                parts.setdefault("finish", []).append(number)
     return {
         f"{part}, {where}": numbers[at]
         for part, numbers in parts.items()

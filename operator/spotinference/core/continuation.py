@@ -51,6 +51,8 @@ class Prepared(NamedTuple):
     include_usage: bool
     """the client asked for it; the engine is asked always, to know what an answer cost"""
     continuous_usage: bool
+    parsed: bool = False
+    """chat of a tier with a reasoning parser: its engine alone can count the tokens of reasoning"""
     choices: int = 1
     prompts: int = 1
     gathered: bool = False
@@ -154,6 +156,7 @@ def prepare(
         include_usage=bool(options.get("include_usage")) or gathered,
         continuous_usage=bool(options.get("include_usage"))
         and bool(options.get("continuous_usage_stats")),
+        parsed=parsed and endpoint is Endpoint.CHAT,
         choices=prompts * int(body.get("n") or 1),
         prompts=prompts,
         gathered=gathered,
@@ -262,13 +265,13 @@ def _again(prepared: Prepared, kind: Class, delivered: Delivered) -> Next:
 def _ending(prepared: Prepared, delivered: Delivered) -> Ending | None:
     """After the last finish_reason only usage and [DONE] can be missing, and we can write both.
 
-    None when the tokens cannot be counted, for the engine did not name them.
+    None when that takes an engine: it did not name the tokens, or tells which were reasoning.
     """
     if not prepared.include_usage or delivered.usage is not None:
         return Ending(chunks.DONE)
     prompt_tokens = _prompt_tokens(prepared, delivered)
     counted = all(choice.token_ids for choice in delivered.choices.values())
-    if delivered.identity is None or prompt_tokens is None or not counted:
+    if delivered.identity is None or prompt_tokens is None or not counted or prepared.parsed:
         return None
     delivered.usage = chunks.usage(prompt_tokens, delivered.tokens)
     usage = {"usage": delivered.usage}

@@ -206,6 +206,15 @@ def test_a_loss_after_the_finish_only_needs_usage_and_done() -> None:
     assert continuation.plan(prepare(), had) == Ending(chunks.DONE)
 
 
+def test_how_many_tokens_were_reasoning_only_an_engine_can_say() -> None:
+    body = CHAT | {"stream_options": {"include_usage": True}}
+    prepared = continuation.prepare(Endpoint.CHAT, body, seed=99, parsed=True)
+    had = delivered(role([1, 2, 3]), piece("a", 10, finish="stop"))
+    assert planned(prepared, had).kind is Class.REPLAY
+    unasked = continuation.prepare(Endpoint.CHAT, CHAT, seed=99, parsed=True)
+    assert continuation.plan(unasked, had) == Ending(chunks.DONE)
+
+
 def test_nothing_but_a_role_is_nothing_delivered() -> None:
     step = planned(prepare(n=2, temperature=1), delivered(role([1])))
     assert step.kind is Class.RESTART

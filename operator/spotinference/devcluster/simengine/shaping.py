@@ -11,9 +11,12 @@ Arguments are a JSON object around the text; each call but the last gets `CALL_C
 from __future__ import annotations
 
 import secrets
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import orjson
+
+from spotinference.devcluster.simengine import tokenizer
 
 REASONING_CHARS = 40
 CONTENT_CHARS = 40
@@ -76,6 +79,14 @@ class Shaper:
         if calls:
             delta["tool_calls"] = calls
         return delta
+
+    def reasoning_tokens(self, tokens: Sequence[int]) -> int:
+        """How many of the tokens that come next begin within the reasoning."""
+        at, count = self._at, 0
+        while self._shape.reasoning and at < REASONING_CHARS and count < len(tokens):
+            at += len(tokenizer.decode((tokens[count],)))
+            count += 1
+        return count
 
     def finish(self, reason: str | None) -> str | None:
         """The finish_reason as the client gets it."""

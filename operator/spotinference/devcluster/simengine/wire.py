@@ -68,6 +68,7 @@ class StreamWriter:
         self._head = b"data: " + head[: -len(b"]}")]
         count = generation.n * len(generation.prompts)
         self._made = [0] * count
+        self._reasoned = [0] * count
         self._chars = [0] * count
         self._prompt = [len(prompt) for prompt in generation.prompts]
         self._shapers = [Shaper(generation.shape) for _ in range(count)]
@@ -87,7 +88,7 @@ class StreamWriter:
                     self._head,
                     b'{"index":%d,"delta":{"role":%b,"content":""},' % (index, role),
                     b'"logprobs":null,"finish_reason":null}]',
-                    self._usage(self._prompt[0], 0) if want.continuous_usage else b"",
+                    self._usage(self._prompt[0], 0, 0) if want.continuous_usage else b"",
                     b',"prompt_token_ids":%b,"prompt_text":null}\n\n' % prompt_ids,
                 )
             )
@@ -100,6 +101,7 @@ class StreamWriter:
         delta: bytes | None = None
         if want.shape.shaped:
             shaper = self._shapers[out.index]
+            self._reasoned[out.index] += shaper.reasoning_tokens(out.token_ids)
             fields = shaper.feed(out.text, out.finish_reason)
             out.finish_reason = shaper.finish(out.finish_reason)
             if not fields and out.finish_reason is None and not want.return_token_ids:
@@ -149,19 +151,22 @@ class StreamWriter:
         if out.finish_reason is not None and not want.include_usage:
             tail = b',"system_fingerprint":"%b"' % FINGERPRINT.encode()
         if want.continuous_usage:
-            tail = self._usage(self._prompt[prompt], self._made[out.index])
+            made, reasoned = self._made[out.index], self._reasoned[out.index]
+            tail = self._usage(self._prompt[prompt], made, reasoned)
         return b"".join((self._head, body, tail, b"}\n\n"))
 
     def closing(self) -> list[bytes]:
         """The usage chunk, when asked for."""
         if not self._want.include_usage:
             return []
-        total = self._usage(sum(self._prompt), sum(self._made))
+        total = self._usage(sum(self._prompt), sum(self._made), sum(self._reasoned))
         fingerprint = b',"system_fingerprint":"%b"' % FINGERPRINT.encode()
         return [b"".join((self._head, b"]", total, fingerprint, b"}\n\n"))]
 
-    def _usage(self, prompt: int, completion: int) -> bytes:
-        body = usage(prompt, completion)
+    def _usage(self, prompt: int, completion: int, reasoning: int) -> bytes:
+        body: dict[str, object] = {**usage(prompt, completion)}
+        if self._want.shape.reasoning:
+            body["completion_tokens_details"] = {"reasoning_tokens": reasoning}
         return b',"usage":' + orjson.dumps(body)
 
     def _logprobs(self, out: Output) -> dict[str, object]:
@@ -199,6 +204,7 @@ def whole_answer(want: Generation, outputs: Sequence[Output]) -> bytes:
     """The body of an answer that is not streamed; `outputs` has one entry per sequence."""
     choice = _whole_chat_choice if want.chat else _whole_completion_choice
     made = sum(len(out.token_ids) for out in outputs)
+    reasoning = sum(Shaper(want.shape).reasoning_tokens(out.token_ids) for out in outputs)
     body: dict[str, object] = {
         "id": f"{'chatcmpl' if want.chat else 'cmpl'}-{secrets.token_hex(8)}",
         "object": "chat.completion" if want.chat else "text_completion",
@@ -210,7 +216,9 @@ def whole_answer(want: Generation, outputs: Sequence[Output]) -> bytes:
         "usage": {
             **usage(sum(map(len, want.prompts)), made),
             "prompt_tokens_details": None,
-            "completion_tokens_details": None,
+            "completion_tokens_details": (
+                {"reasoning_tokens": reasoning} if want.shape.reasoning else None
+            ),
         },
     }
     if want.chat:
