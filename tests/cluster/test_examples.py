@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from pathlib import Path
 
@@ -68,12 +69,13 @@ SPOT_TAINTS = {
     "aks": {"nvidia.com/gpu", "kubernetes.azure.com/scalesetpriority"},
 }
 
-CASES = [
-    *[(provider, f"{provider}/tier.yaml") for provider in TOPOLOGIES],
-    ("gke", "minimal.yaml"),
-    ("eks", "scale-to-zero.yaml"),
-    ("karpenter", "quantised.yaml"),
-]
+CASES = {
+    "gke": ("gke/tier.yaml", "minimal.yaml"),
+    "eks": ("eks/tier.yaml", "scale-to-zero.yaml"),
+    "karpenter": ("karpenter/tier.yaml", "quantised.yaml"),
+    "aks": ("aks/tier.yaml",),
+}
+"""The examples by the provider whose pools they are run on."""
 
 
 REPLAYED = "simulate/tier.yaml"
@@ -83,21 +85,28 @@ def documents(file: str) -> list[Json]:
     return list(yaml.safe_load_all((EXAMPLES / file).read_text()))
 
 
-@pytest.mark.parametrize(("provider", "file"), CASES, ids=[file for _, file in CASES])
-async def test_an_example_runs_on_that_provider_s_spot_nodes(
-    make_cluster: MakeCluster, provider: str, file: str
+@pytest.mark.parametrize("provider", CASES)
+async def test_its_examples_run_on_that_provider_s_spot_nodes(
+    make_cluster: MakeCluster, provider: str
 ) -> None:
-    cluster = await prepared(make_cluster, provider, file)
+    cluster = await prepared(make_cluster, provider, *CASES[provider])
     await cluster.kubectl("apply", "-f", str(EXAMPLES / provider / "pools.yaml"))
+    async with asyncio.TaskGroup() as all_at_once:
+        for file in CASES[provider]:
+            all_at_once.create_task(runs_on_spot(cluster, provider, file), name=file)
+
+
+async def runs_on_spot(cluster: LiveCluster, provider: str, file: str) -> None:
     await cluster.kubectl("apply", "-f", str(EXAMPLES / file))
     (tier,) = documents(file)
     name = tier["metadata"]["name"]
     await cluster.kubectl("scale", f"itier/{name}", "--replicas=1")
 
-    node = await eventually(lambda: node_of(cluster, name), WAKE_S, "the pod is bound to a node")
+    bound = f"the pod of {file} is bound to a node"
+    node = await eventually(lambda: node_of(cluster, name), WAKE_S, bound)
     key, value = SPOT_LABEL[provider]
-    assert node["metadata"]["labels"][key] == value
-    assert {taint["key"] for taint in node["spec"]["taints"]} >= SPOT_TAINTS[provider]
+    assert node["metadata"]["labels"][key] == value, file
+    assert {taint["key"] for taint in node["spec"]["taints"]} >= SPOT_TAINTS[provider], file
     await cluster.kubectl(
         "wait", f"itier/{name}", "--for=jsonpath={.status.readyReplicas}=1", "--timeout=50s"
     )
@@ -138,15 +147,15 @@ def test_the_replayed_day_is_replayed_as_its_readme_says() -> None:
     assert replayed["usd"] < min(other["usd"] for other in replayed["compared"]) * 1.5
 
 
-async def prepared(make_cluster: MakeCluster, provider: str, file: str) -> LiveCluster:
-    """A cluster of that provider's look, with the example's model in its hub and its storage."""
+async def prepared(make_cluster: MakeCluster, provider: str, *files: str) -> LiveCluster:
+    """A cluster of that provider's look, with the examples' models in its hub and their storage."""
     cluster = await make_cluster(TOPOLOGIES[provider])
-    (tier,) = documents(file)
-    source = tier["spec"]["model"]["source"].removeprefix("hf://")
-    offer(cluster.paths.hub / source)
-    cache = tier["spec"]["cache"]
-    if "storageClassName" in cache:
-        await cluster.kube.apply(STORAGE_CLASS, storage_class(cache))
+    for file in files:
+        (tier,) = documents(file)
+        offer(cluster.paths.hub / tier["spec"]["model"]["source"].removeprefix("hf://"))
+        cache = tier["spec"]["cache"]
+        if "storageClassName" in cache:
+            await cluster.kube.apply(STORAGE_CLASS, storage_class(cache))
     return cluster
 
 
@@ -177,7 +186,10 @@ async def node_of(cluster: LiveCluster, tier: str) -> Json | None:
 
 
 def test_every_example_is_covered() -> None:
-    tested = {file for _, file in CASES} | {"on-demand-bridge.yaml", REPLAYED}
+    tested = {file for files in CASES.values() for file in files} | {
+        "on-demand-bridge.yaml",
+        REPLAYED,
+    }
     found = {
         str(path.relative_to(EXAMPLES))
         for path in EXAMPLES.rglob("*.yaml")
