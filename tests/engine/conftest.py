@@ -1,13 +1,15 @@
 """One contract for two engines: what they disagree on, the simulated one has wrong.
 
-A test names what it needs by its argument (`engine`, `pooling`, `parsing`, `thinking`, `seeing`) and
-runs on each engine that can be set up so. One engine runs at a time: tests are sorted by set-up,
-and a real vLLM takes gigabytes.
+A test names what it needs by its argument (`engine`, `pooling`, `parsing`, `thinking`, ...) and
+runs on each engine that can be set up so. Tests are sorted by set-up; the engine of the next set-up
+starts while the tests of this one run, since a real vLLM takes half a minute to start (and
+gigabytes, so no more than that one is ahead).
 """
 
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,12 +21,11 @@ from tests.support.engine import (
     EngineClient,
     EngineServer,
     Kind,
-    running_engine,
+    starting_engine,
 )
 from tests.support.tiny import models
 
 QUEUE_LIMIT = 4
-ENGINES = [pytest.param("sim"), pytest.param("vllm", marks=pytest.mark.engine)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +52,9 @@ SETUPS = {
         "thinker",
     ),
     "seeing": Setup(TINY, "seer"),
+    "draining": Setup(("--shutdown-timeout", "120")),
+    "hurrying": Setup(("--shutdown-timeout", "1")),
+    "aborting": Setup(()),
 }
 """By the name of the argument."""
 
@@ -79,20 +83,67 @@ def _setup_of(item: pytest.Item) -> str:
     return str(spec.params.get("server", ""))
 
 
+def pytest_collection_finish(session: pytest.Session) -> None:
+    session.config.stash[_ORDER] = list(dict.fromkeys(filter(None, map(_setup_of, session.items))))
+
+
+_ORDER = pytest.StashKey[list[str]]()
+
+
+class Engines:
+    """The engines of the set-ups, in the order in which their tests run."""
+
+    def __init__(self, order: list[str]) -> None:
+        self._order = order
+        self._started: dict[str, tuple[ExitStack, EngineServer]] = {}
+
+    @contextmanager
+    def running(self, name: str) -> Iterator[EngineServer]:
+        """The one of this set-up, ready; the next one starts meanwhile."""
+        self._start(name)
+        stack, server = self._started.pop(name)
+        with stack:
+            server.wait_ready()
+            for following in self._order[self._order.index(name) + 1 :][:1]:
+                self._start(following)
+            yield server
+
+    def _start(self, name: str) -> None:
+        if name in self._started:
+            return
+        argument, _, word = name.partition(" ")
+        setup = SETUPS[argument]
+        (kind,) = (kind for kind in setup.kinds if kind == word)
+        weights = models.ensure(setup.model) if setup.model is not None else None
+        stack = ExitStack()
+        server = stack.enter_context(starting_engine(kind, *setup.flags, weights=weights))
+        self._started[name] = stack, server
+
+    def close(self) -> None:
+        for stack, _ in self._started.values():
+            stack.close()
+
+
 @pytest.fixture(scope="session")
-def server(request: pytest.FixtureRequest) -> Iterator[EngineServer]:
+def engines(pytestconfig: pytest.Config) -> Iterator[Engines]:
+    engines = Engines(pytestconfig.stash[_ORDER])
+    yield engines
+    engines.close()
+
+
+@pytest.fixture(scope="session")
+def server(request: pytest.FixtureRequest, engines: Engines) -> Iterator[EngineServer]:
     """The engine of the tests that run now; the one before it is gone."""
-    name, kind = request.param.split()
-    setup = SETUPS[name]
-    weights = models.ensure(setup.model) if setup.model is not None else None
-    with running_engine(kind, *setup.flags, weights=weights) as running:
+    with engines.running(request.param) as running:
         yield running
 
 
 @pytest.fixture
 async def client(server: EngineServer) -> AsyncIterator[EngineClient]:
-    async with client_of(server) as client:
-        yield client
+    timeout = aiohttp.ClientTimeout(total=REQUEST_DEADLINE_S)
+    connector = aiohttp.TCPConnector(limit=0, force_close=True)
+    async with aiohttp.ClientSession(timeout=timeout, connector=connector) as session:
+        yield EngineClient(server, session)
 
 
 @pytest.fixture
@@ -125,18 +176,19 @@ def seeing(client: EngineClient) -> EngineClient:
     return client
 
 
-class client_of:  # noqa: N801  (reads as a function)
-    """A client with its own connections."""
+@pytest.fixture
+def draining(client: EngineClient) -> EngineClient:
+    """An engine that has two minutes to finish what runs when it is told to stop."""
+    return client
 
-    def __init__(self, server: EngineServer) -> None:
-        self._server = server
 
-    async def __aenter__(self) -> EngineClient:
-        timeout = aiohttp.ClientTimeout(total=REQUEST_DEADLINE_S)
-        self._session = aiohttp.ClientSession(
-            timeout=timeout, connector=aiohttp.TCPConnector(limit=0, force_close=True)
-        )
-        return EngineClient(self._server, self._session)
+@pytest.fixture
+def hurrying(client: EngineClient) -> EngineClient:
+    """One that has a second."""
+    return client
 
-    async def __aexit__(self, *_: object) -> None:
-        await self._session.close()
+
+@pytest.fixture
+def aborting(client: EngineClient) -> EngineClient:
+    """One that has no time at all, which is the default."""
+    return client

@@ -48,6 +48,23 @@ class EngineServer:
     process: subprocess.Popen[bytes]
     log: Path
 
+    def wait_ready(self) -> None:
+        """Until it answers /health; fails with the end of its log."""
+        until = time.monotonic() + START_DEADLINE_S
+        while time.monotonic() < until:
+            if self.process.poll() is not None:
+                break
+            try:
+                with urllib.request.urlopen(f"{self.url}/health", timeout=2) as answer:
+                    if answer.status == 200:
+                        return
+            except (urllib.error.URLError, OSError):
+                time.sleep(0.1)
+        tail = "\n".join(self.log.read_text(errors="replace").splitlines()[-30:])
+        raise AssertionError(
+            f"{self.kind} engine did not start (exit code {self.process.poll()}):\n{tail}"
+        )
+
     def terminate(self) -> None:
         """SIGTERM to the process that a container would have as its first."""
         self.process.send_signal(signal.SIGTERM)
@@ -64,6 +81,16 @@ def running_engine(
     kind: Kind, *flags: str, folder: Path | None = None, weights: Path | None = None
 ) -> Iterator[EngineServer]:
     """An engine that answers /health; killed at the end of the block. Later flags win."""
+    with starting_engine(kind, *flags, folder=folder, weights=weights) as server:
+        server.wait_ready()
+        yield server
+
+
+@contextlib.contextmanager
+def starting_engine(
+    kind: Kind, *flags: str, folder: Path | None = None, weights: Path | None = None
+) -> Iterator[EngineServer]:
+    """The same, not waited for."""
     with tempfile.TemporaryDirectory(prefix="engine-") as scratch:
         where = folder or Path(scratch)
         port = _free_port()
@@ -86,7 +113,6 @@ def running_engine(
             )
         server = EngineServer(kind, f"http://127.0.0.1:{port}", process, log)
         try:
-            _wait_ready(server)
             yield server
         finally:
             server.kill()
@@ -112,23 +138,6 @@ def _command(
 
 def _say(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
-
-
-def _wait_ready(server: EngineServer) -> None:
-    until = time.monotonic() + START_DEADLINE_S
-    while time.monotonic() < until:
-        if server.process.poll() is not None:
-            break
-        try:
-            with urllib.request.urlopen(f"{server.url}/health", timeout=2) as answer:
-                if answer.status == 200:
-                    return
-        except (urllib.error.URLError, OSError):
-            time.sleep(0.1)
-    tail = "\n".join(server.log.read_text(errors="replace").splitlines()[-30:])
-    raise AssertionError(
-        f"{server.kind} engine did not start (exit code {server.process.poll()}):\n{tail}"
-    )
 
 
 def _free_port() -> int:
