@@ -44,6 +44,8 @@ class Pod:
     bound_at: datetime | None = None
     running_at: datetime | None = None
     ready_at: datetime | None = None
+    unready_since: datetime | None = None
+    """of one that was ready before"""
     deleting_until: datetime | None = None
     doomed_until: datetime | None = None
     doomed_reason: str | None = None
@@ -85,6 +87,8 @@ class VirtualCluster:
     """bound pods stay in ContainerCreating, in which a kubelet says nothing"""
     crash: str | None = None
     """the engine's own words when every start fails"""
+    broken: dict[Market, str | None] = field(default_factory=dict)
+    """markets on whose nodes every start fails, with the engine's words; None: it never answers"""
     hub_failure: str | None = None
     volume_elsewhere: set[Market] = field(default_factory=set)
     """markets whose nodes cannot mount the volume of their pods"""
@@ -277,9 +281,12 @@ class VirtualCluster:
             if pod.running_at is None:
                 continue
             age = self.now - pod.running_at
-            if self.crash is not None and pod.ready_at is None:
+            crash = self.crash or self.broken.get(pod.market)
+            if crash is not None and pod.ready_at is None:
                 pod.restarts = int(age.total_seconds() // 10)
-                pod.failure = f"CrashLoopBackOff: {self.crash}" if pod.restarts else None
+                pod.failure = f"CrashLoopBackOff: {crash}" if pod.restarts else None
+            elif pod.market in self.broken:
+                continue
             elif pod.ready_at is None and not pod.hangs and age >= timedelta(seconds=self.load_s):
                 pod.ready_at, pod.failure, pod.loaded = self.now, None, True
 

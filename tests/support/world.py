@@ -203,6 +203,7 @@ class World(VirtualCluster):
             ended=pod.ended,
             loaded=pod.loaded,
             ready_at=pod.ready_at,
+            unready_since=None if serving else pod.unready_since,
             scheduled_at=pod.bound_at,
             doomed_until=pod.doomed_until,
             doomed_reason=pod.doomed_reason,

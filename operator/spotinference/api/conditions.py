@@ -67,6 +67,8 @@ class Reason(StrEnum):
     """The download failed; the message quotes the job."""
     VOLUME_PENDING = "VolumePending"
     """A claim is not bound; the message quotes the provisioner."""
+    LAUNCH_FAILED = "LaunchFailed"
+    """A launch found a node but never became ready; its market is avoided, the message says for how long."""
     ENGINE_FAILED = "EngineFailed"
     """An engine container crashes, is not pulled or not admitted; the message quotes it."""
     INVALID_SPEC = "InvalidSpec"

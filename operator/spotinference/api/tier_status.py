@@ -44,11 +44,16 @@ class MarketStatus(ApiModel):
     doomed: int = Field(default=0, description="Replicas that will go soon.")
     refused_at: Time | None = Field(
         default=None,
-        description="When a launch here last stayed pending, or a node was taken; gone once a launch "
-        "finds a node.",
+        description="When a launch here last stayed pending or was given up, or a node was taken; gone "
+        "once a launch finds a node (after one that was given up: once one is ready).",
     )
     backoff_seconds: int = Field(
         default=0, description="No launch here for so long after refusedAt; doubled each time."
+    )
+    failed_launches: int = Field(
+        default=0,
+        description="Launches in a row that found a node here and never became ready; 0 again once "
+        "one is, and with an edit of the tier.",
     )
     calm_since: Time | None = Field(
         default=None, description="No reclaim seen since; set back by reclaims next door."

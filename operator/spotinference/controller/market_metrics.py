@@ -32,11 +32,12 @@ GAUGES = {
     "price": "Dollars per replica and hour there, where the pool has a price.",
     "ready": "Replicas of the tier that serve there.",
     "launching": "Replicas asked for there that do not serve yet.",
-    "paused": "1 while the tier launches nothing there because it refused or took a node back.",
+    "paused": "1 while the tier launches nothing there because it refused, took a node back, or its launch was never ready.",
     "hazard_per_hour": "Reclaims to expect there in the next hour; spot only.",
 }
 REFUSALS = (
-    "Launches that stayed pending there or nodes that it took back, since this process leads."
+    "Launches that stayed pending there or were never ready, or nodes that it took back, since this "
+    "process leads."
 )
 MOVES = "Moves of a replica begun to there, because it costs less, since this process leads."
 

@@ -162,6 +162,7 @@ class Observer:
             ended=status.get("phase") in {"Failed", "Succeeded"},
             ip=status.get("podIP"),
             ready_at=_time(ready.get("lastTransitionTime")) if is_ready else None,
+            unready_since=None if is_ready else _time(ready.get("lastTransitionTime")),
             doomed_until=_time(annotations.get(names.ANNOTATION_DOOMED_UNTIL)),
             doomed_reason=annotations.get(names.ANNOTATION_DOOMED_REASON),
             restarts=int(engine.get("restartCount") or 0),

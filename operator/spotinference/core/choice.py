@@ -15,7 +15,7 @@ from datetime import datetime, timedelta
 
 from spotinference.core import buying, outlook, spending
 from spotinference.core.fleet import KINDS, Place, Replica, Standing
-from spotinference.core.markets import HOUR_S
+from spotinference.core.markets import HOUR_S, LONGEST_FAILED_S
 from spotinference.core.observed import Market
 from spotinference.core.outlook import Outlook
 from spotinference.core.plan import Doom
@@ -143,7 +143,8 @@ def best_open(draft: Draft) -> Place | None:
             if p.pool.capacity_type != "spot" or not (bridged or draft.outlook.refused_at(p.market))
         ]
     first = min((KINDS.index(p.pool.capacity_type) for p in allowed), default=0)
-    return _best(draft, [p for p in allowed if p.pool.capacity_type == KINDS[first]])
+    kind = [p for p in allowed if p.pool.capacity_type == KINDS[first]]
+    return _best(draft, [p for p in kind if not failed_lately(draft, p)] or kind)
 
 
 def most_promising(draft: Draft, places: Sequence[Place]) -> Place | None:
@@ -193,9 +194,16 @@ def stay(draft: Draft, waiting: dict[Market, list[Replica]]) -> Place | None:
 
 
 def next_probe(draft: Draft) -> Place | None:
-    """No market takes launches: try the one that refused longest ago."""
+    """No market takes launches: try the one that refused longest ago.
+
+    One whose launches were never ready only as the tier's only chance: its nodes would be paid for.
+    """
     terms = draft.terms
-    allowed = able(draft, draft.places)
+    able_ = able(draft, draft.places)
+    alone = not any(draft.counts.values())
+    allowed = [p for p in able_ if alone or not _failing(draft, p)]
+    opens = (draft.outlook.opens_at(p.market) for p in able_ if p not in allowed)
+    draft.timers += [at for at in opens if at is not None]
     oldest = terms.now - timedelta(days=365)
     return min(
         allowed,
@@ -207,6 +215,17 @@ def next_probe(draft: Draft) -> Place | None:
         ),
         default=None,
     )
+
+
+def failed_lately(draft: Draft, place_: Place) -> bool:
+    """Its last launch was never ready: for as long as the longest pause, whatever its own one is."""
+    at = draft.outlook.refused_at(place_.market) if draft.outlook.failed(place_.market) else None
+    return at is not None and draft.terms.now - at < timedelta(seconds=LONGEST_FAILED_S)
+
+
+def _failing(draft: Draft, place_: Place) -> bool:
+    """Its last launch was never ready, and the pause for that goes on."""
+    return draft.outlook.failed(place_.market) > 0 and draft.outlook.paused(place_.market)
 
 
 def reason(draft: Draft, place_: Place) -> str:

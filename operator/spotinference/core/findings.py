@@ -8,13 +8,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 
+from spotinference.api import times
 from spotinference.api.conditions import ConditionType, Phase, Reason
-from spotinference.core import lifecycle, spending
+from spotinference.core import failures, launches, lifecycle, spending
 from spotinference.core.autoscale import Count, Load
 from spotinference.core.failures import Verdict
 from spotinference.core.fleet import VOLUME_ELSEWHERE, Fleet, Replica, Standing
 from spotinference.core.observed import Observed
 from spotinference.core.placement import Placement
+from spotinference.core.plan import EventNote, EventType
 from spotinference.core.weights import Weights
 
 FIRST_SCRAPE_S = 15.0
@@ -97,7 +99,7 @@ def _engine_trouble(d: Decision) -> Finding | None:
         return Finding(
             True,
             Reason.ENGINE_FAILED,
-            f"the engine did not start ({seen.failures} wakes in a row): {seen.message}; "
+            f"the engine did not start ({seen.failures} wakes in a row{_alike(d)}): {seen.message}; "
             f"correct spec.engine or spec.resources; no replica is tried before {seen.retry_at}",
             blocking=d.verdict.hold_until is not None,
         )
@@ -110,6 +112,31 @@ def _engine_trouble(d: Decision) -> Finding | None:
         f"replica {failing.name}: {failing.failure}; see its log, "
         "then correct spec.engine or spec.resources",
     )
+
+
+def failed_launches(observed: Observed, d: Decision) -> list[EventNote]:
+    """One event for each market whose launch was given up in this round."""
+    before = {(m.pool, m.zone): m.failed_launches for m in observed.status.markets}
+    view, notes = d.placement.outlook, []
+    for p in d.fleet.places:
+        failed = p.having(Standing.FAILED)
+        until = view.opens_at(p.market)
+        known = before.get((p.market.pool, p.market.zone), 0)
+        if not failed or until is None or view.failed(p.market) <= known:
+            continue
+        why = failed[0].view.failure or (
+            f"not ready within {launches.ready_within_s(observed):.0f} s"
+            if failed[0].view.running
+            else failures.STUCK
+        )
+        node = failed[0].view.node
+        text = (
+            f"{p.market}: replica {failed[0].view.name} on node {node.name if node else '?'} was given "
+            f"up ({why}); no launch there before {times.to_text(until)}. Look at the node (driver, "
+            "image, volume) and the replica's log; an edit of the tier lifts the pause"
+        )
+        notes.append(EventNote(EventType.WARNING, Reason.LAUNCH_FAILED, text[:1000]))
+    return notes
 
 
 def findings(
@@ -155,6 +182,10 @@ def _progressing(d: Decision, phase: Phase) -> Finding:
         return Finding(
             True, Reason.SCALING, "more replicas are wanted than placement.maxHourlyCost allows"
         )
+    if d.placement.unplaced > 0 and phase is Phase.READY and _failing(d):
+        return Finding(
+            True, Reason.SCALING, "more replicas are wanted, see the condition CapacityAvailable"
+        )
     if d.placement.unplaced > 0 and phase is Phase.READY:
         return Finding(
             True,
@@ -169,6 +200,20 @@ def _progressing(d: Decision, phase: Phase) -> Finding:
     return Finding(False, Reason.STEADY, "as many replicas as wanted")
 
 
+def _alike(d: Decision) -> str:
+    """Where, when it is more than one market: then it is hardly the nodes'."""
+    markets = _failing(d)
+    return (
+        f"; {', '.join(markets[:5])} alike, so it is hardly the nodes" if len(markets) > 1 else ""
+    )
+
+
+def _failing(d: Decision) -> list[str]:
+    """Markets whose last launch found a node and was never ready."""
+    view = d.placement.outlook
+    return sorted(str(p.market) for p in d.fleet.places if view.failed(p.market))
+
+
 def _capacity(observed: Observed, d: Decision) -> Finding:
     """False from the first refusal until as many replicas as wanted have a node.
 
@@ -181,6 +226,14 @@ def _capacity(observed: Observed, d: Decision) -> Finding:
         return Finding(True, Reason.CAPACITY_FOUND, "no launch is being refused")
     if d.placement.too_dear:
         return _too_dear(observed, d)
+    if not refused and d.placement.unplaced and (failing := _failing(d)):
+        return Finding(
+            False,
+            Reason.LAUNCH_FAILED,
+            f"more replicas are wanted, but launches in {', '.join(failing[:10])} found nodes and were "
+            "never ready; these markets are tried again ever more rarely (status.markets). Look at "
+            "their nodes, or add pools or zones to spec.placement.pools; an edit of the tier tries anew",
+        )
     if not refused:
         kind = str(ConditionType.CAPACITY_AVAILABLE)
         before = next((c for c in observed.status.conditions if c.type == kind), None)

@@ -44,6 +44,8 @@ class Standing(StrEnum):
     LOST = "lost"
     """its node is gone, its notice has expired, or the kubelet ended it (evicted, not admitted):
     the pod is deleted; the object at once (`struck_off`) when no living kubelet would end it"""
+    FAILED = "failed"
+    """on a node, and given up before it was ever ready (`launches`): replaced elsewhere"""
     ENDING = "ending"
     """being deleted: not ours to count"""
 
@@ -212,7 +214,7 @@ def refusal_after_s(pool: PoolSpec) -> float:
 def survey(observed: Observed) -> Fleet:
     """Everything the tier has, by market."""
     deployments = engine_deployments(observed)
-    known = {Market(m.pool, m.zone): m for m in observed.status.markets}
+    known = {Market(m.pool, m.zone): m for m in _remembered(observed)}
     judged: dict[Market, list[Replica]] = {}
     for view in sorted(observed.replicas, key=lambda v: (v.created_at, v.name)):
         pool = observed.pools.get(view.market.pool)
@@ -241,6 +243,14 @@ def survey(observed: Observed) -> Fleet:
         missing_pools=missing,
         stray=tuple(r for m, rs in judged.items() if m not in ours for r in rs),
     )
+
+
+def _remembered(observed: Observed) -> list[MarketStatus]:
+    """What the status says of markets; launches that failed are forgotten with an edit of the tier."""
+    if observed.status.observed_generation == observed.generation:
+        return observed.status.markets
+    anew = {"failed_launches": 0, "refused_at": None, "backoff_seconds": 0}
+    return [m.model_copy(update=anew) if m.failed_launches else m for m in observed.status.markets]
 
 
 def judge(view: ReplicaView, pool: PoolSpec | None, observed: Observed) -> Replica:

@@ -30,6 +30,8 @@ NEIGHBOUR = 0.5
 """What is left of a market's calm when its region takes something back elsewhere."""
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 60.0, 900.0
 """How long a market that refused is not tried: doubled each time."""
+FIRST_FAILED_S, LONGEST_FAILED_S = 300.0, 21_600.0
+"""The same where a launch found a node and never became ready: that was paid for."""
 HOUR_S = 3600.0
 
 _ZONE_OF_REGION = re.compile(r"(?<=[0-9])-?[a-z]$")
@@ -60,6 +62,8 @@ class Belief:
     backoff_s: float = 0.0
     """0: takes launches, as far as is known"""
     closed_until_s: float = 0.0
+    failed: int = 0
+    """launches in a row that found a node and never became ready"""
 
     def calm_s(self, now_s: float) -> float:
         """For how long it has been seen without a reclaim."""
@@ -106,6 +110,10 @@ class Seen:
     """a launch found no capacity"""
     accepted: frozenset[Market] = frozenset()
     """a launch found a node"""
+    failed: frozenset[Market] = frozenset()
+    """a launch found a node and was given up before it was ready"""
+    proven: frozenset[Market] = frozenset()
+    """a launch became ready where the last one had failed"""
 
 
 def region(zone: str) -> str:
@@ -116,7 +124,7 @@ def region(zone: str) -> str:
 def learn(beliefs: Beliefs, seen: Seen) -> Beliefs:
     """The beliefs after this look; the very same object when nothing happened."""
     touched: dict[Market, Belief] = {}
-    for market in (*seen.standing, *seen.reclaimed, *seen.refused):
+    for market in (*seen.standing, *seen.reclaimed, *seen.refused, *seen.failed):
         if market not in touched:
             touched[market] = _updated(beliefs.of(market, seen.now_s), market, seen)
     for market, belief in beliefs.markets.items():
@@ -137,11 +145,18 @@ def _updated(old: Belief, market: Market, seen: Seen) -> Belief:
         gap_s = now_s - old.watched_until_s
         since_s = old.calm_since_s + (1 - UNWATCHED) * gap_s
         belief = replace(belief, calm_since_s=since_s, watched_until_s=None)
-    if market in seen.accepted:
-        belief = replace(belief, backoff_s=0.0, closed_until_s=0.0)
-    if market in seen.reclaimed or market in seen.refused:
+    if market in seen.accepted or market in seen.proven:
+        belief = replace(belief, backoff_s=0.0, closed_until_s=0.0, failed=0)
+    refused = market in seen.reclaimed or market in seen.refused
+    if market in seen.failed:
+        belief = _refused(replace(belief, failed=belief.failed + 1), now_s)
+    elif refused:
         belief = _refused(belief, now_s)
-    if not stands:
+    if not stands and not refused:
+        # A launch that failed says nothing about reclaims.
+        until_s = now_s if belief.watched_until_s is None else belief.watched_until_s
+        belief = replace(belief, watched_until_s=until_s)
+    elif not stands:
         # Whatever comes next there begins a new life.
         belief = replace(belief, calm_since_s=now_s - FRESH_S, watched_until_s=now_s)
     elif market in seen.reclaimed:
@@ -150,8 +165,11 @@ def _updated(old: Belief, market: Market, seen: Seen) -> Belief:
 
 
 def _refused(belief: Belief, now_s: float) -> Belief:
-    """Avoided for twice as long as the last time, until a launch is accepted."""
-    pause_s = min(LONGEST_PAUSE_S, max(FIRST_PAUSE_S, 2 * belief.backoff_s))
+    """Avoided for twice as long as the last time, until a launch is accepted (or proven)."""
+    first_s, longest_s = FIRST_PAUSE_S, LONGEST_PAUSE_S
+    if belief.failed:
+        first_s, longest_s = FIRST_FAILED_S, LONGEST_FAILED_S
+    pause_s = min(longest_s, max(first_s, 2 * belief.backoff_s))
     return replace(belief, backoff_s=pause_s, closed_until_s=now_s + pause_s)
 
 

@@ -22,6 +22,7 @@ from spotinference.core.bridge import PROVEN_S
 from spotinference.core.buying import Risk
 from spotinference.core.choice import Draft
 from spotinference.core.fleet import Fleet, Place, Standing
+from spotinference.core.launches import LATE
 from spotinference.core.markets import HOUR_S, region
 from spotinference.core.observed import Market
 from spotinference.core.regret import Regret
@@ -29,8 +30,6 @@ from spotinference.core.spares import Spares
 
 LATELY_S = 3600.0
 """A market that refused a launch within this is not moved to, although its pause is over."""
-LATE = 3.0
-"""A new replica that is not ready after so many cold starts (and `refusalAfter`) is given up."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -145,6 +145,8 @@ class ReplicaView:
     """phase Failed or Succeeded (evicted, not admitted): its ReplicaSet counts it no more"""
     ip: str | None = None
     ready_at: datetime | None = None
+    unready_since: datetime | None = None
+    """since when it is not ready; None: it is, or not known"""
     doomed_until: datetime | None = None
     doomed_reason: str | None = None
     """annotation doomed-reason: a `plan.DoomReason` value"""

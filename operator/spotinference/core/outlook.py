@@ -41,6 +41,11 @@ class Outlook:
             return None
         return datetime.fromtimestamp(belief.closed_until_s - belief.backoff_s, UTC)
 
+    def failed(self, market: Market) -> int:
+        """Launches in a row there that found a node and never became ready."""
+        belief = self.beliefs.markets.get(market)
+        return 0 if belief is None else belief.failed
+
     def opens_at(self, market: Market) -> datetime | None:
         """When the pause is over; None where there is none."""
         if not self.paused(market):
@@ -55,8 +60,10 @@ def of(fleet: Fleet, now: datetime) -> Outlook:
     lost = {p.market: n for p in fleet.places if (n := _newly_lost(p, known))}
     refused = frozenset(p.market for p in fleet.places if _newly_refused(p, known))
     accepted = frozenset(p.market for p in fleet.places if _accepted(p, known)) - set(lost)
+    failed = frozenset(p.market for p in fleet.places if _newly_failed(p, known))
+    proven = frozenset(p.market for p in fleet.places if _proven(p, known))
     standing = {p.market: n for p in fleet.places if (n := p.on_nodes)}
-    seen = Seen(now.timestamp() // 1, standing, lost, refused, accepted)
+    seen = Seen(now.timestamp() // 1, standing, lost, refused, accepted, failed, proven - failed)
     return Outlook(markets.learn(known.beliefs, seen), now)
 
 
@@ -70,6 +77,7 @@ def belief_of(status: MarketStatus) -> Belief | None:
         watched_until_s=_seconds(status.watched_until),
         backoff_s=float(status.backoff_seconds) if refused_s is not None else 0.0,
         closed_until_s=0.0 if refused_s is None else refused_s + status.backoff_seconds,
+        failed=status.failed_launches if refused_s is not None else 0,
     )
 
 
@@ -85,6 +93,7 @@ def written(outlook: Outlook, market: Market) -> Mapping[str, str | int | None]:
         "watched_until": None if watched_s is None else _text(watched_s),
         "backoff_seconds": round(belief.backoff_s),
         "refused_at": None if refused_at is None else times.to_text(refused_at),
+        "failed_launches": belief.failed,
     }
 
 
@@ -133,12 +142,32 @@ def _refused_since(place: Place, replica: Replica) -> datetime:
 
 
 def _accepted(place: Place, known: Outlook) -> bool:
-    """A launch after the last refusal found a node: there is capacity again."""
+    """A launch after the last refusal found a node: there is capacity again.
+
+    Where launches fail that says nothing: there one must become ready.
+    """
     at = known.refused_at(place.market)
-    return at is not None and any(
-        r.counts and r.view.node is not None and (r.view.scheduled_at or r.view.created_at) > at
-        for r in place.replicas
+    return (
+        at is not None
+        and not known.failed(place.market)
+        and any(
+            r.counts and r.view.node is not None and (r.view.scheduled_at or r.view.created_at) > at
+            for r in place.replicas
+        )
     )
+
+
+def _newly_failed(place: Place, known: Outlook) -> bool:
+    """A launch was given up that was made since the last one was."""
+    at = known.refused_at(place.market) if known.failed(place.market) else None
+    return any(at is None or r.view.created_at > at for r in place.having(Standing.FAILED))
+
+
+def _proven(place: Place, known: Outlook) -> bool:
+    """A launch made since the last failure is ready."""
+    at = known.refused_at(place.market) if known.failed(place.market) else None
+    ready = place.having(Standing.READY)
+    return at is not None and any(r.view.created_at > at for r in ready)
 
 
 def _seconds(text: str | None) -> float | None:

@@ -56,6 +56,7 @@ def place(fleet: Fleet, terms: Terms) -> Placement:
         outlook=outlook.of(fleet, terms.now),
     )
     _mark_leaving(draft, fleet)
+    _mark_failed(draft)
     draft.refused = sum(
         not r.volume_elsewhere
         for p in fleet.places
@@ -140,6 +141,14 @@ def _mark_leaving(draft: Draft, fleet: Fleet) -> None:
                 draft.timers.append(replica.drains_until or node.notice.deadline)
             elif marked is not None and marked > now:
                 draft.timers.append(marked)
+
+
+def _mark_failed(draft: Draft) -> None:
+    """Of several pods in one Deployment its ReplicaSet is to choose those that were given up."""
+    for p in draft.places:
+        for r in p.having(Standing.FAILED):
+            if len(p.active) > 1 and r.view.doomed_until is None:
+                draft.dooms.append(_doom(r, draft.terms.now, DoomReason.SCALE_DOWN))
 
 
 def _shrink(draft: Draft, surplus: int, leave: Market | None = None) -> None:
@@ -264,10 +273,10 @@ def _pardons(draft: Draft) -> tuple[Pardon, ...]:
 
 
 def _removals(draft: Draft, fleet: Fleet) -> tuple[Replica, ...]:
-    """Lost pods, and leaving ones that hold a slot which their replacement needs."""
+    """Lost pods, and leaving or failed ones that hold a slot which their replacement needs."""
     removals = [r for r in fleet.every if r.standing is Standing.LOST]
     for p in draft.places:
-        leaving = [r for r in p.having(Standing.LEAVING) if r.drains_until is None]
+        leaving = [r for r in p.having(Standing.LEAVING, Standing.FAILED) if r.drains_until is None]
         staying = sum(r not in leaving for r in p.active if r not in removals)
         in_the_way = max(0, draft.counts[p.market] - staying)
         removals += leaving[:in_the_way]

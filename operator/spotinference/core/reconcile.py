@@ -25,6 +25,8 @@ from spotinference.core import (
     choice,
     engine_args,
     failures,
+    findings,
+    launches,
     lifecycle,
     placement,
     regret,
@@ -62,30 +64,37 @@ def decide(observed: Observed) -> Plan:
         deletes=(*changes.deletes, *removals(where)),
         pardons=where.pardons,
         status=None if after == observed.status else after,
-        events=(*status.events(observed.status, after), *_reverts(changes)),
+        events=(
+            *status.events(observed.status, after),
+            *findings.failed_launches(observed, decision),
+            *_reverts(changes),
+        ),
         requeue_after_s=_look_again(
-            observed.now, [*_timers(decision, after), *changes.look_again_at]
+            observed.now,
+            [*_timers(observed, decision, after), *changes.look_again_at],
         ),
     )
 
 
 def resolve(observed: Observed) -> Decision:
     """Steps 2 and 3: how many replicas, and where. The simulator replays traces through this."""
-    fleet = survey(observed)
-    stock = weights.weigh(observed)
-    verdict = failures.judge(observed, fleet)
+    fleet, stock = survey(observed), weights.weigh(observed)
+    seen = launches.judge(observed, fleet, _terms(observed, fleet, stock, max(1, fleet.kept)))
+    fleet = seen.fleet
+    verdict = failures.judge(observed, fleet, elsewhere=seen.better)
     load = autoscale.load_of(observed, fleet)
     count = _count(observed, fleet, load, verdict)
-    where = placement.place(fleet, _terms(observed, fleet, stock, count))
+    where = placement.place(fleet, _terms(observed, fleet, stock, count.desired))
     return Decision(fleet, stock, load, verdict, count, where)
 
 
-def _timers(decision: Decision, after: TierStatus) -> list[datetime]:
+def _timers(observed: Observed, decision: Decision, after: TierStatus) -> list[datetime]:
     """When something may have to be done although nothing happens."""
     return [
         *decision.count.look_again_at,
         *decision.placement.look_again_at,
         *_refusals_due(decision.fleet),
+        *launches.due(observed, decision.fleet),
         *_failure_due(decision.verdict),
         *_eta_due(after.wake.eta if after.wake is not None else None),
     ]
@@ -107,13 +116,13 @@ def _limit(observed: Observed, fleet: Fleet) -> int:
     return limit
 
 
-def _terms(observed: Observed, fleet: Fleet, stock: Weights, count: Count) -> choice.Terms:
+def _terms(observed: Observed, fleet: Fleet, stock: Weights, wanted: int) -> choice.Terms:
     usual_s = observed.status.last_wake_seconds
     return choice.Terms(
         limit=_limit(observed, fleet),
         cold_start_s=float(max(30, lifecycle.DEFAULT_WAKE_S if usual_s is None else usual_s)),
-        base=min(count.desired, observed.spec.placement.on_demand.base),
-        wanted=count.desired,
+        base=min(wanted, observed.spec.placement.on_demand.base),
+        wanted=wanted,
         now=observed.now,
         drain_s=engine_args.drain_s(observed.spec),
         overprovision=observed.spec.placement.overprovision,

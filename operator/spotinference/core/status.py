@@ -154,6 +154,7 @@ _WARNINGS = frozenset(
         Reason.POOLS_CORDONED,
         Reason.CACHE_FAILED,
         Reason.VOLUME_PENDING,
+        Reason.LAUNCH_FAILED,
         Reason.ENGINE_FAILED,
         Reason.INVALID_SPEC,
         Reason.NAME_CONFLICT,

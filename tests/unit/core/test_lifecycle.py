@@ -202,7 +202,7 @@ def test_an_engine_that_keeps_crashing_is_given_up_and_tried_ever_more_rarely() 
     w = world()
     w.crash = "CUDA out of memory"
     w.demand(1)
-    w.run(80)
+    w.run(170)  # three markets are tried
     assert w.total == 0
     assert w.condition("Ready") == ("False", "EngineFailed")
     assert w.condition("Degraded") == ("True", "EngineFailed")
@@ -219,7 +219,7 @@ def test_an_engine_that_keeps_crashing_is_given_up_and_tried_ever_more_rarely() 
 
 
 def test_an_image_that_cannot_be_pulled_ends_the_wake_after_two_minutes() -> None:
-    w = world()
+    w = world(placement={"pools": ["spot-a"]})
     w.boot_s = 300  # the wait for a node does not count
     patient = {"capacityType": "spot", "zones": ["zone-1"], "refusalAfter": "10m"}
     w.pools["spot-a"] = PoolSpec.model_validate(patient)
@@ -237,7 +237,7 @@ def test_a_tier_whose_engine_failed_long_ago_can_be_woken_again() -> None:
     w = world()
     w.crash = "CUDA out of memory"
     w.demand(1)
-    w.run(80)
+    w.run(170)  # three markets are tried
     w.demand(0)
     w.crash = None
     w.run(200)
@@ -253,7 +253,7 @@ def test_an_edit_ends_the_wait_after_a_crash_at_once() -> None:
     w = world()
     w.crash = "CUDA out of memory"
     w.demand(1)
-    w.run(80)
+    w.run(170)  # three markets are tried
     assert w.total == 0
     w.crash = None
     w.edit(engine={"maxModelLen": 1024})
@@ -294,7 +294,11 @@ def test_a_lost_status_drops_nothing_that_serves() -> None:
 
 
 def test_a_volume_that_never_mounts_does_not_keep_a_gpu_forever() -> None:
-    w = world(scaling={"minReplicas": 1, "maxReplicas": 1}, engine={"startup": "5m"})
+    w = world(
+        placement={"pools": ["steady"]},
+        scaling={"minReplicas": 1, "maxReplicas": 1},
+        engine={"startup": "5m"},
+    )
     w.settle()
     w.stuck_volume = True
     for pod in w.ready:
