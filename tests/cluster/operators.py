@@ -217,15 +217,18 @@ def operator(
     cluster: LiveCluster,
     identity: str = "test",
     kubeconfig: Path | None = None,
+    program: Path | None = None,
     **settings: str,
 ) -> Iterator[Operator]:
     """Runs `spotinference operator run` beside the cluster; ended at the end.
 
-    `settings` are its SPOTINFERENCE_OPERATOR_* variables, in lower case.
+    `program`: what Python runs instead of the product as it is. `settings` are its
+    SPOTINFERENCE_OPERATOR_* variables, in lower case.
     """
     with tempfile.TemporaryDirectory() as folder:
         log, announced = Path(folder) / "log", Path(folder) / "addresses"
-        argv = [sys.executable, "-m", "spotinference", "operator", "run"]
+        what = ["-m", "spotinference"] if program is None else [str(program)]
+        argv = [sys.executable, *what, "operator", "run"]
         argv += ["--kubeconfig", str(kubeconfig or cluster.paths.operator_kubeconfig)]
         argv += ["--identity", identity]
         argv += ["--host", "127.0.0.1", "--metrics-port", "0", "--probe-port", "0"]
