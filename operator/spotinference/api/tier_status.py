@@ -61,6 +61,25 @@ class MarketStatus(ApiModel):
     watched_until: Time | None = Field(
         default=None, description="When the last replica here went; absent while one stands here."
     )
+    reclaimed_at: Time | None = Field(
+        default=None, description="When it last took a replica's node back."
+    )
+
+
+class LossesStatus(ApiModel):
+    """How often losses on spot went together; changes only when a node is taken."""
+
+    of_several: int = Field(
+        default=0, description="Reclaims in a market where several replicas stood."
+    )
+    whole: int = Field(default=0, description="Of those, how many took all of them.")
+    neighbours: int = Field(
+        default=0,
+        description="Other spot markets of the region with a replica, added up over all reclaims.",
+    )
+    joint: int = Field(
+        default=0, description="Of those, how many lost one too within half a minute."
+    )
 
 
 class StageStatus(ApiModel):
@@ -254,6 +273,9 @@ class TierStatus(ApiModel):
     )
     last_placement: PlacementStatus | None = Field(
         default=None, description="The last decision that gave a market one replica more."
+    )
+    losses: LossesStatus | None = Field(
+        default=None, description="How often losses went together; absent until there were some."
     )
     move: MoveStatus | None = Field(
         default=None, description="Absent while no market costs less than those the tier stands in."

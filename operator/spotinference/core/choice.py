@@ -13,6 +13,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 
+from spotinference.api.tier_status import LossesStatus
 from spotinference.core import buying, outlook, spending
 from spotinference.core.fleet import KINDS, Place, Replica, Standing
 from spotinference.core.markets import HOUR_S, LONGEST_FAILED_S
@@ -48,6 +49,8 @@ class Terms:
     """micro-USD: no launch that takes the prices of all replicas above it"""
     regret: Regret | None = None
     """what staying has cost too much, or the move under way"""
+    losses: LossesStatus | None = None
+    """how often losses went together"""
 
 
 @dataclass(slots=True)

@@ -32,6 +32,8 @@ FIRST_PAUSE_S, LONGEST_PAUSE_S = 60.0, 900.0
 """How long a market that refused is not tried: doubled each time."""
 FIRST_FAILED_S, LONGEST_FAILED_S = 300.0, 21_600.0
 """The same where a launch found a node and never became ready: that was paid for."""
+ONE_EVENT_S = 30.0
+"""Reclaims within this are one event, seen piece by piece: notices come a few seconds apart."""
 HOUR_S = 3600.0
 
 _ZONE_OF_REGION = re.compile(r"(?<=[0-9])-?[a-z]$")
@@ -49,7 +51,9 @@ class Share:
         return self.hits / self.chances
 
     def seen(self, hits: int, chances: int) -> Share:
-        return Share(self.hits + hits, self.chances + chances)
+        """Never more hits than chances: a hit may be seen after the chance it belongs to."""
+        chances_now = self.chances + chances
+        return Share(min(chances_now, self.hits + hits), chances_now)
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +68,8 @@ class Belief:
     closed_until_s: float = 0.0
     failed: int = 0
     """launches in a row that found a node and never became ready"""
+    reclaimed_s: float | None = None
+    """when it last took a replica back"""
 
     def calm_s(self, now_s: float) -> float:
         """For how long it has been seen without a reclaim."""
@@ -76,14 +82,18 @@ class Belief:
         return SHAPE * grown / (horizon_s / HOUR_S)
 
 
+WHOLE, JOINT = Share(1.4, 2.0), Share(1.0, 4.0)
+"""What is believed of losses that go together before any was seen."""
+
+
 @dataclass(frozen=True, slots=True)
 class Beliefs:
     """All markets that were ever tried, and how losses go together."""
 
     markets: Mapping[Market, Belief]
-    whole: Share = Share(1.4, 2.0)
+    whole: Share = WHOLE
     """reclaims in a market that took every replica there, of those where several stood"""
-    joint: Share = Share(1.0, 4.0)
+    joint: Share = JOINT
     """other markets of the region that took back in the same moment, of those with a replica"""
 
     def of(self, market: Market, now_s: float) -> Belief:
@@ -114,6 +124,8 @@ class Seen:
     """a launch found a node and was given up before it was ready"""
     proven: frozenset[Market] = frozenset()
     """a launch became ready where the last one had failed"""
+    sure: frozenset[Market] = frozenset()
+    """on-demand and reserved: they say nothing of how spot goes together"""
 
 
 def region(zone: str) -> str:
@@ -152,6 +164,8 @@ def _updated(old: Belief, market: Market, seen: Seen) -> Belief:
         belief = _refused(replace(belief, failed=belief.failed + 1), now_s)
     elif refused:
         belief = _refused(belief, now_s)
+    if market in seen.reclaimed:
+        belief = replace(belief, reclaimed_s=now_s)
     if not stands and not refused:
         # A launch that failed says nothing about reclaims.
         until_s = now_s if belief.watched_until_s is None else belief.watched_until_s
@@ -185,15 +199,30 @@ def _unsettle(touched: dict[Market, Belief], beliefs: Beliefs, seen: Seen) -> No
 
 
 def _together(beliefs: Beliefs, seen: Seen) -> tuple[Share, Share]:
+    """What this look says of losses that go together, and mends of the looks just before it."""
     whole, joint = beliefs.whole, beliefs.joint
-    for market, lost in seen.reclaimed.items():
+    before = _just_lost(beliefs, seen)
+    spot = {*seen.standing, *seen.reclaimed, *before} - seen.sure
+    for market in spot & {*seen.reclaimed}:
         left = seen.standing.get(market, 0)
-        if lost + left > 1:
+        if seen.reclaimed[market] + left > 1:
             whole = whole.seen(int(left == 0), 1)
-        others = {
-            m
-            for m in {*seen.standing, *seen.reclaimed} - {market}
-            if region(m.zone) == region(market.zone)
-        }
-        joint = joint.seen(len(others & set(seen.reclaimed)), len(others))
+        near = {m for m in spot - {market} if region(m.zone) == region(market.zone)}
+        went = near & {*seen.reclaimed, *before}
+        # To those lost before it, this one was a neighbour that stayed.
+        joint = joint.seen(len(went) + len(near & before), len(near))
+    for market in before & spot:
+        if beliefs.markets[market].watched_until_s is None and market not in seen.standing:
+            whole = whole.seen(1, 0)  # the rest of it went with the first
     return whole, joint
+
+
+def _just_lost(beliefs: Beliefs, seen: Seen) -> set[Market]:
+    """Markets that took something back in an earlier look at the same event."""
+    return {
+        m
+        for m, b in beliefs.markets.items()
+        if b.reclaimed_s is not None
+        and seen.now_s - b.reclaimed_s < ONE_EVENT_S
+        and m not in seen.reclaimed
+    }

@@ -12,15 +12,13 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
 from spotinference.api import times
-from spotinference.api.tier_status import MarketStatus
+from spotinference.api.tier_status import LossesStatus, MarketStatus
 from spotinference.core import buying, markets
 from spotinference.core.fleet import Fleet, Place, Replica, Standing
-from spotinference.core.markets import Belief, Beliefs, Seen
+from spotinference.core.markets import JOINT, ONE_EVENT_S, WHOLE, Belief, Beliefs, Seen, Share
 from spotinference.core.observed import Market
 from spotinference.core.plan import DoomReason
 
-ONE_EVENT_S = 30.0
-"""Reclaims of one market within this are one event: the pause is doubled once."""
 LOOK_EVERY_S = 15.0
 
 
@@ -53,17 +51,20 @@ class Outlook:
         return datetime.fromtimestamp(self.beliefs.markets[market].closed_until_s, UTC)
 
 
-def of(fleet: Fleet, now: datetime) -> Outlook:
+def of(fleet: Fleet, now: datetime, losses: LossesStatus | None = None) -> Outlook:
     """The beliefs of the status, and what the fleet shows beyond them."""
     stored = {p.market: b for p in fleet.places if p.known and (b := belief_of(p.known))}
-    known = Outlook(Beliefs(stored), now)
+    known = Outlook(Beliefs(stored, *_shares(losses)), now)
     lost = {p.market: n for p in fleet.places if (n := _newly_lost(p, known))}
     refused = frozenset(p.market for p in fleet.places if _newly_refused(p, known))
     accepted = frozenset(p.market for p in fleet.places if _accepted(p, known)) - set(lost)
     failed = frozenset(p.market for p in fleet.places if _newly_failed(p, known))
     proven = frozenset(p.market for p in fleet.places if _proven(p, known))
     standing = {p.market: n for p in fleet.places if (n := p.on_nodes)}
-    seen = Seen(now.timestamp() // 1, standing, lost, refused, accepted, failed, proven - failed)
+    sure = frozenset(p.market for p in fleet.places if p.pool.capacity_type != "spot")
+    seen = Seen(
+        now.timestamp() // 1, standing, lost, refused, accepted, failed, proven - failed, sure
+    )
     return Outlook(markets.learn(known.beliefs, seen), now)
 
 
@@ -78,6 +79,7 @@ def belief_of(status: MarketStatus) -> Belief | None:
         backoff_s=float(status.backoff_seconds) if refused_s is not None else 0.0,
         closed_until_s=0.0 if refused_s is None else refused_s + status.backoff_seconds,
         failed=status.failed_launches if refused_s is not None else 0,
+        reclaimed_s=_seconds(status.reclaimed_at),
     )
 
 
@@ -94,7 +96,32 @@ def written(outlook: Outlook, market: Market) -> Mapping[str, str | int | None]:
         "backoff_seconds": round(belief.backoff_s),
         "refused_at": None if refused_at is None else times.to_text(refused_at),
         "failed_launches": belief.failed,
+        "reclaimed_at": None if belief.reclaimed_s is None else _text(belief.reclaimed_s),
     }
+
+
+def losses(outlook: Outlook) -> LossesStatus | None:
+    """What `of` reads of losses that went together. Reclaims alone change it, and those change the
+    status of their market in any case: it is never a write of its own.
+    """
+    whole, joint = outlook.beliefs.whole, outlook.beliefs.joint
+    if whole == WHOLE and joint == JOINT:
+        return None
+    return LossesStatus(
+        of_several=round(whole.chances - WHOLE.chances),
+        whole=round(whole.hits - WHOLE.hits),
+        neighbours=round(joint.chances - JOINT.chances),
+        joint=round(joint.hits - JOINT.hits),
+    )
+
+
+def _shares(status: LossesStatus | None) -> tuple[Share, Share]:
+    if status is None:
+        return WHOLE, JOINT
+    return (
+        WHOLE.seen(max(0, status.whole), max(0, status.of_several)),
+        JOINT.seen(max(0, status.joint), max(0, status.neighbours)),
+    )
 
 
 def prices(places: tuple[Place, ...]) -> Mapping[Market, float]:

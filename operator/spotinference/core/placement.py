@@ -53,7 +53,7 @@ def place(fleet: Fleet, terms: Terms) -> Placement:
         terms=terms,
         places=fleet.places,
         counts={p.market: p.kept for p in fleet.places},
-        outlook=outlook.of(fleet, terms.now),
+        outlook=outlook.of(fleet, terms.now, terms.losses),
     )
     _mark_leaving(draft, fleet)
     _mark_failed(draft)

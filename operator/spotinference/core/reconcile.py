@@ -128,6 +128,7 @@ def _terms(observed: Observed, fleet: Fleet, stock: Weights, wanted: int) -> cho
         overprovision=observed.spec.placement.overprovision,
         max_hourly_cost=observed.spec.placement.max_hourly_cost,
         regret=regret.of(observed.status.move),
+        losses=observed.status.losses,
         burst=observed.spec.placement.on_demand.burst,
         exclusive=observed.spec.cache.access_mode == "ReadWriteOnce",
         open_zones=stock.open_zones if stock.usable else frozenset(),

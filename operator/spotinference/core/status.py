@@ -49,6 +49,7 @@ def status_of(observed: Observed, d: Decision) -> TierStatus:
             "learned": _learned(observed),
             "last_decision": _decision(observed, d.count),
             "last_placement": _placement(observed, d.placement),
+            "losses": outlook.losses(d.placement.outlook),
             "move": regret.written(d.placement.regret),
             "weights": d.weights.status,
             "engine": window.engine_of(observed, d.fleet, d.weights.revision),

@@ -11,6 +11,7 @@ from spotinference.core.markets import NOTHING_KNOWN, Beliefs, Seen
 from spotinference.core.observed import Market
 
 A, B = Market("spot", "us-east-1a"), Market("spot", "us-east-1b")
+C = Market("spot", "us-east-1c")
 FAR = Market("spot", "us-west-2a")
 HOUR = 3600.0
 
@@ -82,6 +83,41 @@ def test_losses_that_come_together_are_remembered() -> None:
     assert after.whole.mean > beliefs.whole.mean
 
 
+def test_what_is_not_spot_says_nothing_of_how_spot_goes_together() -> None:
+    beliefs = standing(0, A, B)
+    sure = frozenset({B})
+    after = markets.learn(beliefs, Seen(HOUR, {B: 1}, {A: 1}, sure=sure))
+    assert after.joint == beliefs.joint
+    after = markets.learn(beliefs, Seen(HOUR, {A: 1}, {B: 1}, sure=sure))
+    assert (after.joint, after.whole) == (beliefs.joint, beliefs.whole)
+
+
+@given(
+    stood=st.dictionaries(st.sampled_from([A, B, C, FAR]), st.integers(1, 3), min_size=1),
+    data=st.data(),
+)
+def test_one_event_teaches_the_same_at_once_or_piece_by_piece(
+    stood: dict[Market, int], data: st.DataObject
+) -> None:
+    """Notices of one event come seconds apart: first one replica of each market, then the rest."""
+    order = data.draw(st.permutations(sorted(stood)))
+    order = order[: data.draw(st.integers(1, len(order)))]
+    lost = {m: data.draw(st.integers(1, stood[m])) for m in order}
+    left = {m: n - lost.get(m, 0) for m, n in stood.items() if n > lost.get(m, 0)}
+    before = markets.learn(NOTHING_KNOWN, Seen(0, stood, {}))
+    whole = markets.learn(before, Seen(HOUR, left, lost))
+    pieces, now_s, there = before, HOUR, dict(stood)
+    for market in order:
+        there[market] -= 1
+        stands = {m: n for m, n in there.items() if n}
+        pieces = markets.learn(pieces, Seen(now_s, stands, {market: 1}))
+        now_s += 5
+    pieces = markets.learn(pieces, Seen(now_s, left, {}))
+    pieces = markets.learn(pieces, Seen(now_s + 1, left, {}))
+    assert pieces.joint == whole.joint
+    assert pieces.whole.mean == pytest.approx(whole.whole.mean)
+
+
 @pytest.mark.parametrize(
     ("zone", "region"),
     [
@@ -117,5 +153,5 @@ def test_whatever_is_seen_rates_stay_within_bounds(
             assert belief.calm_since_s <= now_s
             assert 0 < belief.reclaims_per_h(now_s, 120) <= 3
             assert belief.closed_until_s <= now_s + markets.LONGEST_PAUSE_S
-        assert 0 < beliefs.joint.mean < 1
-        assert 0 < beliefs.whole.mean < 1
+        assert 0 < beliefs.joint.mean <= 1
+        assert 0 < beliefs.whole.mean <= 1
