@@ -8,7 +8,8 @@ from contextlib import asynccontextmanager
 
 import pytest
 
-from spotinference.clients.engine_http import Answer, Broken, NoConnection, Pool, Silent
+from spotinference.clients.engine_http import Answer, Broken, NoConnection, Silent
+from spotinference.clients.engine_pool import Pool
 from tests.support.eventually import eventually
 
 HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream; charset=utf-8\r\n"

@@ -11,7 +11,7 @@ from tests.support.gateway import CHAT, bench, chat, stream
 REQUESTS = 5
 _SAMPLED: dict[str, Any] = {}
 _GREEDY: dict[str, Any] = {"temperature": 0}
-OURS = ("spotinference.gateway", "spotinference.core", "spotinference.clients.engine_http")
+OURS = ("spotinference.gateway", "spotinference.core", "spotinference.clients.engine_")
 
 
 async def test_what_a_request_made_goes_with_it() -> None:

@@ -137,8 +137,14 @@ async def _run_into_a_bug(
     with monkeypatch.context() as patched:
         patched.setattr("spotinference.gateway.requests.parse", broken)
         assert await _post(http, CHAT, json=chat(MARK)) == 500
+    hide, hidden = chunks.hide_token_ids, list[bytes]()
+
+    def breaks_after_the_first(raw: bytes) -> bytes:
+        hidden.append(raw)
+        return hide(raw) if len(hidden) == 1 else broken(raw)
+
     with monkeypatch.context() as patched:
-        patched.setattr(chunks, "hide_token_ids", broken)
+        patched.setattr(chunks, "hide_token_ids", breaks_after_the_first)
         await _post(http, CHAT, json=chat(MARK))
 
 

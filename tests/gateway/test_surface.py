@@ -12,6 +12,7 @@ import pytest
 from yarl import URL
 
 from spotinference.api.kinds import TIER
+from spotinference.core import chunks
 from spotinference.gateway import errors
 from tests.support.eventually import eventually
 from tests.support.fake_kube import NAMESPACE
@@ -412,14 +413,19 @@ async def test_health_and_readiness_are_on_both_ports_and_metrics_on_the_operati
 async def test_a_mistake_of_ours_mid_stream_aborts_and_never_writes_a_second_response(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    def broken(_: bytes) -> bytes:
-        raise RuntimeError("a bug")
+    hide, hidden = chunks.hide_token_ids, list[bytes]()
+
+    def broken(raw: bytes) -> bytes:
+        hidden.append(raw)
+        if len(hidden) > 1:  # with the first the status goes out: before, it would be a true 500
+            raise RuntimeError("a bug")
+        return hide(raw)
 
     async with bench() as b:
         await b.tier("demo")
         await b.replica()
         async with b.http() as http:
-            monkeypatch.setattr("spotinference.core.chunks.hide_token_ids", broken)
+            monkeypatch.setattr(chunks, "hide_token_ids", broken)
             seen = await stream(http, CHAT, chat())
         assert not seen.clean
         assert seen.error is not None

@@ -16,11 +16,22 @@ from typing import Any
 import pytest
 
 from spotinference.gateway import app, requests, waiting
-from spotinference.gateway.turns import SHARE, Turns
+from spotinference.gateway.turns import CROWD, PATIENCE, SHARE, Turns
 from tests.support.eventually import eventually
 from tests.support.gateway import CHAT, KEY, bench, chat, stream
 
 BURST = 6
+
+
+class Tokens:
+    """So many pieces in each turn."""
+
+    def __init__(self, each_turn: int = 1) -> None:
+        self.poured = each_turn
+        self.pours = 0
+
+    def pour(self) -> None:
+        self.pours += 1
 
 
 class Count:
@@ -53,7 +64,7 @@ async def began(turns: Turns, number: int) -> list[tuple[int, int]]:
 
 
 async def test_beside_live_streams_one_request_begins_in_a_turn_in_their_order() -> None:
-    turns = Turns()
+    turns = Turns(Tokens())
     turns.live = 1
     found = await began(turns, SHARE)
     assert [who for _, who in found] == list(range(SHARE))
@@ -61,7 +72,7 @@ async def test_beside_live_streams_one_request_begins_in_a_turn_in_their_order()
 
 
 async def test_of_a_crowd_a_part_begins_in_each_turn() -> None:
-    turns = Turns()
+    turns = Turns(Tokens())
     turns.live = 1
     found = await began(turns, 100 * SHARE)
     each = [sum(turn == at for turn, _ in found) for at in range(found[-1][0] + 1)]
@@ -69,12 +80,30 @@ async def test_of_a_crowd_a_part_begins_in_each_turn() -> None:
     assert [who for _, who in found] == list(range(100 * SHARE))
 
 
+async def test_while_the_loop_is_behind_with_tokens_nobody_begins_for_a_while() -> None:
+    turns = Turns(Tokens(CROWD + 1))
+    turns.live = 1
+    found = await began(turns, 2)
+    assert [who for _, who in found] == [0, 1]
+    assert found[0][0] >= PATIENCE
+    assert found[1][0] >= found[0][0] + PATIENCE
+    assert found[1][0] < 3 * PATIENCE
+
+
+async def test_what_has_come_of_answers_goes_out_before_a_request_begins() -> None:
+    tokens = Tokens()
+    turns = Turns(tokens)
+    turns.live = 1
+    await began(turns, 3)
+    assert tokens.pours == 3
+
+
 async def test_without_a_live_stream_nobody_waits() -> None:
-    assert len({turn for turn, _ in await began(Turns(), 50)}) == 1
+    assert len({turn for turn, _ in await began(Turns(Tokens()), 50)}) == 1
 
 
 async def test_who_leaves_takes_no_turn_and_the_line_ends() -> None:
-    turns = Turns()
+    turns = Turns(Tokens())
     turns.live = 1
     tasks = [asyncio.ensure_future(turns.own()) for _ in range(4)]
     await asyncio.sleep(0)

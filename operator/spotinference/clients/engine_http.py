@@ -11,10 +11,12 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import AsyncIterator, Callable
-from typing import NoReturn, cast
-from urllib.parse import urlsplit
+from typing import TYPE_CHECKING, NoReturn, cast
 
 import httptools
+
+if TYPE_CHECKING:
+    from spotinference.clients.engine_pool import Pool
 
 MAX_HEAD_BYTES = 64 * 1024
 """Names and values of an answer's headers together."""
@@ -23,7 +25,6 @@ MAX_BARREN_BYTES = 4 * MAX_HEAD_BYTES
 any length, and the first two are kept until they end. Above a head and one read of the loop."""
 MAX_BUFFERED_BYTES = 64 * 1024
 """Of a body that nobody reads; beyond it the engine has to wait."""
-SWEEP_S = 1.0
 
 Sink = Callable[[bytes], bool]
 """Takes bytes of a body within the reader's own callback; False: no more for now."""
@@ -43,6 +44,13 @@ class NoConnection(Exception):
 
 class Answer(asyncio.Protocol):
     """One connection, and the answer that is being read from it."""
+
+    __slots__ = (
+        "_aligned", "_asked", "_barren", "_body", "_buffered", "_complete", "_failure", "_has_head",
+        "_head_bytes", "_heard_at", "_loop", "_parser", "_paused", "_pool", "_reusable",
+        "_silence_s", "_sink", "_sink_error", "_timer", "_transport", "_waiter", "headers",
+        "idle_since", "origin", "reads", "status",
+    )  # fmt: skip
 
     def __init__(self, pool: Pool, origin: str) -> None:
         self._pool = pool
@@ -73,6 +81,8 @@ class Answer(asyncio.Protocol):
         """names in lower case; of repeated ones the last"""
         self._head_bytes = 0
         self._has_head = False
+        self._aligned = False
+        """what comes next is a chunk's length"""
         self._complete = False
         self._reusable = False
 
@@ -139,7 +149,7 @@ class Answer(asyncio.Protocol):
             yield data
 
     async def pipe(self, sink: Sink) -> bool:
-        """Gives the sink each part the moment it comes, without a task switch.
+        """Gives the sink each part in the turn of the loop in which it comes, without a task switch.
 
         True: the body has ended. False: the sink returned False; what came since is kept, and
         `part` or another `pipe` goes on. What the sink raises is raised here.
@@ -196,6 +206,7 @@ class Answer(asyncio.Protocol):
                 await self._waiter
             finally:
                 self._waiter = None
+            self._pool.pour()  # whatever this answer needs now, the others' tokens go first
         if self._failure is not None and not (self._body or self._complete or self._sink_error):
             # A copy: the one that is kept would hold the frames it passes, and they hold us.
             raise type(self._failure)(*self._failure.args)
@@ -220,6 +231,7 @@ class Answer(asyncio.Protocol):
 
     def _look(self) -> None:
         """The timer: still heard of lately, or lost."""
+        self._pool.pour()
         self._timer = None
         if not self._asked or self._complete or self._failure is not None:
             return
@@ -236,13 +248,35 @@ class Answer(asyncio.Protocol):
         self._transport = cast("asyncio.Transport", transport)  # uvloop's are no subclass of it
 
     def data_received(self, data: bytes) -> None:
-        self._heard_at = self._loop.time()
+        """For a sink it is kept until the loop has read all sockets of this turn (`Pool.pour`)."""
+        pool = self._pool
+        if self._sink is None:
+            pool.pour()  # nothing overtakes what came before
+            self.take_in(data, self._loop.time())
+            return
+        if not pool.inbox:
+            self._loop.call_soon(pool.pour)
+        pool.inbox.append((self, data))
+
+    def take_in(self, data: bytes, now: float) -> None:
+        if self._failure is not None:
+            return  # earlier in this turn: its reader has left, or is about to
+        self._heard_at = now
         self.reads += 1
+        sink = self._sink
+        if self._aligned and sink is not None and (chunk := _only_chunk(data)) and not self._body:
+            self._barren = 0  # and the parser stays where it is: between two chunks
+            self._give(sink, chunk)
+            return
+        self._parse(data)
+
+    def _parse(self, data: bytes) -> None:
         if not self._asked or self._complete:
             self._reusable = False  # bytes that belong to no answer: nothing after them is trusted
             self.drop()
             return
         self._barren += len(data)
+        self._aligned = False
         try:
             self._parser.feed_data(data)
             if self._barren > MAX_BARREN_BYTES:
@@ -251,6 +285,7 @@ class Answer(asyncio.Protocol):
             self._fail(Broken(f"not HTTP: {type(error).__name__}"))
             self.drop()
             return
+        self._aligned = self._aligned and data.endswith(b"\r\n")
         if self._sink is not None and self._body:
             self._pour(self._sink)
         elif self._waiter is not None:
@@ -265,23 +300,27 @@ class Answer(asyncio.Protocol):
         data = body[0] if len(body) == 1 else b"".join(body)
         body.clear()
         self._buffered = 0  # not paused: that takes a body that nobody reads
-        try:
-            more = sink(data)
-        except Exception as error:  # noqa: BLE001 - raised where the sink was given
-            self._sink, self._sink_error = None, error
-            self._fail(Broken("its reader failed"))
-            return
+        self._give(sink, data)
+
+    def _give(self, sink: Sink, data: bytes) -> None:
+        more = sink(data)
         if not more:
             self._sink = None
         if not more or self._complete:
             self._wake()
 
+    def sink_failed(self, error: Exception) -> None:
+        self._sink, self._sink_error = None, error
+        self._fail(Broken("its reader failed"))
+
     def eof_received(self) -> None:
+        self._pool.pour()
         if self._has_head and not self._complete and self._until_close():
             self._complete = True
             self._wake()
 
     def connection_lost(self, exc: Exception | None) -> None:
+        self._pool.pour()
         self._transport = None
         if self._timer is not None:
             self._timer.cancel()
@@ -315,6 +354,12 @@ class Answer(asyncio.Protocol):
             self.status = status
             self._has_head = True
 
+    def on_chunk_header(self) -> None:
+        self._aligned = False
+
+    def on_chunk_complete(self) -> None:
+        self._aligned = True
+
     def on_body(self, data: bytes) -> None:
         if not self._complete:
             self._body.append(data)
@@ -322,107 +367,23 @@ class Answer(asyncio.Protocol):
             self._barren = 0
 
     def on_message_complete(self) -> None:
+        self._aligned = False
         if self._has_head and not self._complete:
             self._complete = True
             self._reusable = self._parser.should_keep_alive()
 
 
-class Pool:
-    """Idle connections by origin; bounded in number, and in how long one may be idle."""
+def _only_chunk(data: bytes) -> bytes | None:
+    """What a chunk holds if this is exactly one of 16 to 4,095 bytes, its length in plain hex digits.
 
-    def __init__(self, *, limit: int, keepalive_s: float) -> None:
-        self._limit = limit
-        self._keepalive_s = keepalive_s
-        self._idle: dict[str, list[Answer]] = {}
-        self._all: set[Answer] = set()
-        self._sweep: asyncio.TimerHandle | None = None
-
-    async def request(
-        self,
-        method: str,
-        base_url: str,
-        path: str,
-        body: bytes = b"",
-        headers: str = "",
-        *,
-        connect_timeout_s: float,
-        silence_s: float,
-    ) -> Answer:
-        """An answer with its head read. `headers` are whole lines, each with its CRLF.
-
-        `NoConnection` before anything was sent, else `Broken`. The caller closes the answer.
-        """
-        answer = await self.connection(base_url, connect_timeout_s)
-        try:
-            await answer.send(head(method, base_url, path, headers, len(body)) + body, silence_s)
-        except BaseException:
-            answer.drop()
-            raise
-        return answer
-
-    async def connection(self, base_url: str, connect_timeout_s: float) -> Answer:
-        """An idle one, the latest used first; else a new one."""
-        if (answer := self.idle(base_url)) is not None:
-            return answer
-        if len(self._all) >= self._limit:
-            raise NoConnection(f"{self._limit} connections to engines are open already")
-        loop = asyncio.get_running_loop()
-        url = urlsplit(base_url)
-        if url.hostname is None or url.port is None:
-            raise NoConnection(f"{base_url}: not http://ADDRESS:PORT")
-        try:
-            async with asyncio.timeout(connect_timeout_s):
-                _, answer = await loop.create_connection(
-                    lambda: Answer(self, base_url), url.hostname, url.port
-                )
-        except TimeoutError as error:
-            raise NoConnection(f"{base_url}: no connection in {connect_timeout_s:g} s") from error
-        except OSError as error:
-            raise NoConnection(f"{base_url}: {error}") from error
-        self._all.add(answer)
-        return answer
-
-    def idle(self, base_url: str) -> Answer | None:
-        waiting = self._idle.get(base_url)
-        latest = asyncio.get_running_loop().time() - self._keepalive_s
-        while waiting:
-            answer = waiting.pop()
-            if answer.idle_since >= latest and answer in self._all:
-                return answer
-            answer.drop()
-        return None
-
-    def give_back(self, answer: Answer) -> None:
-        loop = asyncio.get_running_loop()
-        answer.idle_since = loop.time()
-        self._idle.setdefault(answer.origin, []).append(answer)
-        if self._sweep is None:
-            self._sweep = loop.call_later(SWEEP_S, self._close_old)
-
-    def lost(self, answer: Answer) -> None:
-        self._all.discard(answer)
-        waiting = self._idle.get(answer.origin)
-        if waiting is not None and answer in waiting:
-            waiting.remove(answer)
-            if not waiting:
-                del self._idle[answer.origin]
-
-    def _close_old(self) -> None:
-        loop = asyncio.get_running_loop()
-        self._sweep = None
-        latest = loop.time() - self._keepalive_s
-        for waiting in list(self._idle.values()):
-            for answer in [a for a in waiting if a.idle_since < latest]:
-                answer.drop()
-        if self._idle:
-            self._sweep = loop.call_later(SWEEP_S, self._close_old)
-
-    async def aclose(self) -> None:
-        """Cuts all connections."""
-        if self._sweep is not None:
-            self._sweep.cancel()
-        for answer in list(self._all):
-            answer.drop()
+    Nearly all are: an event of an engine is a chunk, and comes in a read of its own. None: let the
+    parser look.
+    """
+    digits = 3 if len(data) >= 0x100 + 3 + 4 else 2
+    size = len(data) - digits - 4
+    if 0x10 <= size < 0x1000 and data.startswith(b"%x\r\n" % size) and data.endswith(b"\r\n"):
+        return data[digits + 2 : -2]
+    return None
 
 
 def head(method: str, base_url: str, path: str, headers: str, length: int) -> bytes:

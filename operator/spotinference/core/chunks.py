@@ -23,6 +23,8 @@ _IDS = re.compile(rb'"((?:prompt_)?token_ids)"\s*:\s*\[[^\]]*\]')
 _ANY_IDS = b'token_ids":['
 _FINISH_KEY = b'"finish_reason"'
 _IDS_KEY = b'"token_ids":['
+_CR = 13
+"""A number is found at a fifth of the cost of a byte string."""
 _TROUBLE = re.compile(rb'data: ?\{\s*"error"|"finish_reason"\s*:\s*"(?:abort|error)"')
 
 
@@ -119,17 +121,23 @@ def ordinary(raw: bytes) -> bool:
     Searched for in a chunk of 250 bytes a short pattern takes half a microsecond, a long one from the
     end a tenth: so the chunk that nearly all are is told by what it has, not by what it has not.
     """
-    if (
+    return lone(raw) or (sound(raw) and NO_CHOICES not in raw)
+
+
+def lone(raw: bytes) -> bool:
+    """Whether these bytes are one whole event, and an ordinary one: a chunk with a choice whose only
+    finish_reason is null, so no error and no abort. Nearly all are.
+    """
+    return (
         raw.startswith(b'data: {"id":')
         and raw.endswith(b"}\n\n")
         and raw.find(b"\n") == len(raw) - 2
+        and _CR not in raw
         and raw.isascii()
         and (at := raw.rfind(_FINISH_KEY)) > 0
         and raw.startswith(b":null", at + len(_FINISH_KEY))
         and raw.rfind(_FINISH_KEY, 0, at) < 0
-    ):  # one chunk, its only finish_reason null: no error, no abort, and there is a choice
-        return True
-    return sound(raw) and NO_CHOICES not in raw
+    )
 
 
 def _utf8(raw: bytes) -> bool:

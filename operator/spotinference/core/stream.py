@@ -28,20 +28,18 @@ class EventTooLong(ValueError):
 class Framer:
     """Cuts a byte stream after whole events; what is not whole yet stays here."""
 
-    def __init__(self, limit: int = MAX_EVENT_BYTES) -> None:
-        self._pending = b""
-        self._limit = limit
+    __slots__ = ("_limit", "pending")
 
-    @property
-    def pending(self) -> bytes:
-        """The beginning of an event whose end has not come."""
-        return self._pending
+    def __init__(self, limit: int = MAX_EVENT_BYTES) -> None:
+        self.pending = b""
+        """the beginning of an event whose end has not come"""
+        self._limit = limit
 
     def feed(self, data: bytes) -> bytes:
         """All events that are whole now, unchanged; empty when none is."""
-        if not self._pending and data.endswith(b"\n\n") and _CR not in data:
+        if not self.pending and data.endswith(b"\n\n") and _CR not in data:
             return data  # nearly always
-        buffered = self._pending + data if self._pending else data
+        buffered = self.pending + data if self.pending else data
         if _CR not in buffered:
             end = buffered.rfind(b"\n\n") + 2
             if end == 1:
@@ -50,8 +48,8 @@ class Framer:
             end = 0
             for match in _EVENT_END.finditer(buffered):
                 end = match.end()
-        self._pending = buffered[end:]
-        if len(self._pending) > self._limit:
+        self.pending = buffered[end:]
+        if len(self.pending) > self._limit:
             raise EventTooLong(f"an event of more than {self._limit} bytes")
         return buffered[:end]
 

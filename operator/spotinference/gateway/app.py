@@ -22,7 +22,7 @@ from spotinference import errors
 from spotinference.api import names
 from spotinference.api.kinds import POD, TIER
 from spotinference.clients.clock import Clock, SystemClock
-from spotinference.clients.engine_http import Pool
+from spotinference.clients.engine_pool import Pool
 from spotinference.clients.kube import Kube
 from spotinference.clients.reflector import Reflector
 from spotinference.core.limits import Processes
@@ -169,7 +169,7 @@ def _assembled(
     context = Context(
         settings, clock, catalogue, replicas, parking, engines, metrics, vitals,
         Limits(clock, processes, budgets, metrics), Usage(settings, gateway_id, clock, metrics),
-        Replays(settings), Forward(settings, peers), Turns(),
+        Replays(settings), Forward(settings, peers), Turns(pool),
     )  # fmt: skip
     watches = _Watches(kube, settings, catalogue, replicas, peers)
     return _Parts(context, watches, demand, budgets, evacuation)

@@ -12,7 +12,8 @@ import orjson
 import structlog
 
 from spotinference.clients import engine_http
-from spotinference.clients.engine_http import Answer, Broken, NoConnection, Pool, head
+from spotinference.clients.engine_http import Answer, Broken, NoConnection, head
+from spotinference.clients.engine_pool import Pool
 from spotinference.core import ejection, pacing
 from spotinference.core.observed import TierRef
 from spotinference.core.routing import Work

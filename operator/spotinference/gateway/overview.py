@@ -8,7 +8,8 @@ from collections.abc import Callable
 from aiohttp import web
 from prometheus_client import generate_latest
 
-from spotinference.clients.engine_http import Broken, NoConnection, Pool, Silent
+from spotinference.clients.engine_http import Broken, NoConnection, Silent
+from spotinference.clients.engine_pool import Pool
 from spotinference.core.exposition import merged
 from spotinference.gateway import metrics
 from spotinference.gateway.metrics import Metrics

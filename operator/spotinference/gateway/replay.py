@@ -181,9 +181,11 @@ class RecordedReply(Reply):
     def begun(self) -> bool:
         return self._recording.headers is not None
 
-    async def begin(self, headers: dict[str, str] | None = None) -> None:
+    async def begin(self, headers: dict[str, str] | None = None, data: bytes = b"") -> None:
         own = self._http.answer_headers
         self._recording.begin({**own, **self.headers, **(headers or {})})
+        if data:
+            await self.write(data)
 
     def push(self, data: bytes) -> bool:
         return self._recording.append(data)
@@ -202,6 +204,9 @@ class RecordedReply(Reply):
             await self.begin()
         if not self._recording.append(data):
             await self._recording.room()
+
+    async def last(self, data: bytes) -> None:
+        await self.write(data)
 
     async def finish(self) -> web.StreamResponse:
         self._recording.finish()

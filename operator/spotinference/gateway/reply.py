@@ -29,6 +29,7 @@ class Reply:
     __slots__ = (
         "_alive",
         "_chunked",
+        "_ended",
         "_http",
         "_response",
         "_settings",
@@ -45,6 +46,8 @@ class Reply:
         self.request_id = request_id
         self._response: web.StreamResponse | None = None
         self._chunked = False
+        self._ended = False
+        """the last chunk is out, too"""
         self._transport: asyncio.Transport | None = None
         """that of a stream whose head went out past aiohttp"""
         self._alive: asyncio.Task[None] | None = None
@@ -59,8 +62,11 @@ class Reply:
         """Status and headers are out."""
         return self._response is not None
 
-    async def begin(self, headers: dict[str, str] | None = None) -> None:
-        """Status and headers go out: past aiohttp where the connection is one that stays."""
+    async def begin(self, headers: dict[str, str] | None = None, data: bytes = b"") -> None:
+        """Status and headers go out: past aiohttp where the connection is one that stays.
+
+        The first `data` that are there already go out with them, in one write.
+        """
         http = self._http
         all_headers = {
             "Content-Type": "text/event-stream; charset=utf-8",
@@ -73,15 +79,16 @@ class Reply:
         if http.keep_alive and http.version == HttpVersion11:
             self._response, self._chunked = SENT, True
             self._transport = transport = self._open_transport()
-            transport.write(
-                _head(200, all_headers | {"Transfer-Encoding": "chunked"}).encode("latin-1")
-            )
+            head = _head(200, all_headers | {"Transfer-Encoding": "chunked"}).encode("latin-1")
+            transport.write(head + self._framed(data) if data else head)
             http.answered = True
             return
         response = web.StreamResponse(headers=all_headers)
         self._response = response
         await response.prepare(http)
         self._chunked = response.headers.get("Transfer-Encoding") == "chunked"  # not in HTTP/1.0
+        if data:
+            await self.write(data)
 
     def _open_transport(self) -> asyncio.Transport:
         transport = self._http.transport
@@ -99,10 +106,11 @@ class Reply:
             raise ConnectionResetError("the client is gone")
         if not data:  # as a chunk it would be the last one
             return True
-        if self._chunked:
-            data = b"%x\r\n%b\r\n" % (len(data), data)
-        transport.write(data)
+        transport.write(self._framed(data))
         return transport.get_write_buffer_size() <= LOW_WATER_BYTES
+
+    def _framed(self, data: bytes) -> bytes:
+        return b"%x\r\n%b\r\n" % (len(data), data) if self._chunked else data
 
     async def drain(self) -> None:
         """Waits while the client takes nothing, with a limit."""
@@ -136,10 +144,11 @@ class Reply:
 
     async def write(self, data: bytes) -> None:
         """Waits while the client takes nothing (so the engine is not read either), with a limit."""
-        if self._response is None:
-            await self.begin()
         response = self._response
-        assert response is not None
+        if response is None:
+            await self.begin(data=data)
+            await self.drain()
+            return
         if response is SENT:
             if not self.push(data):
                 await self.drain()
@@ -151,8 +160,19 @@ class Reply:
             return
         await self._in_time(response.write(data))
 
+    async def last(self, data: bytes) -> None:
+        """`write` and the end of the answer: in one write where that is ours. `finish` follows."""
+        if self._response is not SENT:
+            await self.write(data)
+            return
+        self._ended = True
+        self._open_transport().write(self._framed(data) + LAST_CHUNK)
+        await self.drain()
+
     async def finish(self) -> web.StreamResponse:
         assert self._response is not None
+        if self._ended:
+            return self._response
         if self._response is SENT:
             self._open_transport().write(LAST_CHUNK)
             await self.drain()
@@ -201,6 +221,8 @@ class Reply:
         The bytes must have left before the cut, or the client would never see the reason.
         """
         assert self._response is not None
+        if self._ended:
+            return self._response  # the client has all of it
         self.aborted = True
         transport = self._http.transport
         try:

@@ -25,6 +25,7 @@ from spotinference.gateway.attempt import Attempt
 from spotinference.gateway.engines import Lost
 from spotinference.gateway.errors import Code, GatewayError
 from spotinference.gateway.exchange import KEEP_ALIVE, Exchange
+from spotinference.gateway.flow import Flow
 from spotinference.gateway.replicas import Replica
 from spotinference.gateway.reply import Reply
 
@@ -184,29 +185,14 @@ class Streamed(Exchange):
         Once the answer flows, a chunk goes from the engine's socket to the client's without a
         task switch; this task only wakes for what ends the answer, and for a slow client.
         """
-        framer = Framer()
-        reply, delivered, trace = self._out, self._delivered, self.trace
-        hide = self._prepared.hide_token_ids
-        first, held = True, b""
-
-        def take(data: bytes) -> bool:
-            nonlocal held
-            whole = framer.feed(data)
-            if not whole:
-                return True
-            if first or not chunks.ordinary(whole):
-                held = whole
-                return False
-            delivered.record(whole)
-            trace.token()
-            return reply.push(chunks.hide_token_ids(whole) if hide else whole)
-
-        while not await answer.pipe(take):
-            whole, held = held, b""
+        reply, delivered = self._out, self._delivered
+        flow = Flow(reply, delivered, self.trace.attempts[-1], hide=self._prepared.hide_token_ids)
+        while not await answer.pipe(flow.take):
+            whole = flow.held()
             if not whole:
                 await reply.drain()
                 continue
-            if first:
+            if not flow.open:
                 attempt.first_byte()
             if not chunks.ordinary(whole):
                 # [DONE] is not: it ends the answer or it does not
@@ -215,12 +201,10 @@ class Streamed(Exchange):
                     await engines.to_the_end(answer)
                     return
                 continue
-            if first:
-                first = False
-                await self._flow(replica)
-            delivered.record(whole)
-            await reply.write(chunks.hide_token_ids(whole) if hide else whole)
-            trace.token()
+            if not flow.open:
+                self._flow(replica)
+                flow.open = True
+            await reply.write(flow.passing(whole))
         delivered.settle()
         if not delivered.done:
             raise Lost(f"{replica.name}: the stream ended without [DONE]")
@@ -248,16 +232,15 @@ class Streamed(Exchange):
                 continue
             good.append(b"data: " + event.data + b"\n\n")
         if any(raw is not KEEP_ALIVE for raw in good):
-            await self._flow(replica)
+            self._flow(replica)
             self._delivered.record(b"".join(good))
         if done and not self._delivered.finished(self._prepared.choices):
             failure, done = EngineFailed({}, "[DONE] without a finish_reason"), False
         self._delivered.done = done
         if good or done:
             out = b"".join(good) + (chunks.DONE if done else b"")
-            await self._out.write(
-                chunks.hide_token_ids(out) if self._prepared.hide_token_ids else out
-            )
+            shown = chunks.hide_token_ids(out) if self._prepared.hide_token_ids else out
+            await (self._out.last(shown) if done else self._out.write(shown))
             self.trace.token()
         if failure is not None:
             raise failure
@@ -292,7 +275,7 @@ class Streamed(Exchange):
                     continue
                 if first:
                     first = False
-                    await self._flow(replica)
+                    self._flow(replica)
                     self._count(request, "continued")
                 await self._out.write(out)
                 self.trace.token()
@@ -301,12 +284,10 @@ class Streamed(Exchange):
                     return
         raise Lost(f"{replica.name}: the stream ended without [DONE]")
 
-    async def _flow(self, replica: Replica) -> None:
+    def _flow(self, replica: Replica) -> None:
         """The first new bytes of an attempt are about to go to the client."""
         self._flows = (time.monotonic(), self._delivered.tokens // self._prepared.choices)
         self._began(replica)
-        if not self._out.begun:
-            await self._out.begin()
 
 
 class Gathered(Streamed):
@@ -346,6 +327,9 @@ class Silence:
         return
 
     async def write(self, data: bytes) -> None:
+        self.push(data)
+
+    async def last(self, data: bytes) -> None:
         self.push(data)
 
 

@@ -38,6 +38,17 @@ class Attempt:
     gaps: array[float] | None = None
     """None before the second piece"""
 
+    def token(self) -> None:
+        """A piece of the answer went to the client."""
+        now = time.monotonic()
+        if self.first_at is None:
+            self.first_at = now
+        elif self.gaps is None:
+            self.gaps = array("f", (now - self.last_at,))
+        elif len(self.gaps) < MAX_GAPS:
+            self.gaps.append(now - self.last_at)
+        self.last_at = now
+
 
 class Trace:
     __slots__ = ("attempts",)
@@ -70,15 +81,7 @@ class Trace:
 
     def token(self) -> None:
         """A piece of the answer went to the client."""
-        attempt = self.attempts[-1]
-        now = time.monotonic()
-        if attempt.first_at is None:
-            attempt.first_at = now
-        elif attempt.gaps is None:
-            attempt.gaps = array("f", (now - attempt.last_at,))
-        elif len(attempt.gaps) < MAX_GAPS:
-            attempt.gaps.append(now - attempt.last_at)
-        attempt.last_at = now
+        self.attempts[-1].token()
 
     def not_taken(self) -> None:
         """The engine did nothing for the current attempt: no connection, a full queue, a drain."""

@@ -26,7 +26,7 @@ from aiohttp import web
 
 import spotinference
 from spotinference import errors
-from spotinference.clients.engine_http import Pool
+from spotinference.clients.engine_pool import Pool
 from spotinference.gateway import announce
 from spotinference.gateway.config import GatewaySettings
 from spotinference.gateway.forward import door
