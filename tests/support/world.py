@@ -33,7 +33,7 @@ from spotinference.core.observed import (
     Window,
 )
 from spotinference.core.plan import Plan
-from spotinference.core.reconcile import decide
+from spotinference.core.reconcile import begin
 from spotinference.core.window import arguments_hash
 from tests.support.virtual_cluster import EPOCH, Pod, VirtualCluster
 
@@ -71,7 +71,9 @@ class World(VirtualCluster):
         self.now += timedelta(seconds=step_s)
         self._cluster()
         self._serve()
-        plan = decide(self.observe())
+        begun = begin(self.observe())
+        plan = begun.whole()
+        assert begun.urgent == Plan(dooms=plan.dooms, scales=plan.scales)
         self.carry_out(plan)
         return plan
 

@@ -1,8 +1,8 @@
 """A reflector: a local, always-fresh copy of one kind, by list and watch.
 
 Relists on 410, reconnects on failure with jittered backoff, treats silence as a frozen
-connection, and never takes a half list for deletions. Used by the gateway and the embedded
-cluster; the operator watches through Kopf.
+connection, and never takes a half list for deletions. Used by the gateway, the embedded cluster, and
+the operator for nodes and their events; all else it watches through Kopf.
 """
 
 from __future__ import annotations
@@ -41,14 +41,17 @@ class Reflector:
         label_selector: str | None = None,
         field_selector: str | None = None,
         on_change: OnChange | None = None,
+        keep: Callable[[Json], Json] = lambda body: body,
         silence_s: float = WATCH_SILENCE_S,
     ) -> None:
+        """`keep`: what of an object is kept, and shown to `on_change`."""
         self._kube = kube
         self._kind = kind
         self._namespace = namespace
         self._labels = label_selector
         self._fields = field_selector
         self._on_change = on_change
+        self._keep = keep
         self._silence_s = silence_s
         self._objects: dict[Key, Json] = {}
         self._synced = asyncio.Event()
@@ -131,6 +134,7 @@ class Reflector:
             # List items lack kind and apiVersion; watchers must not need to care.
             after.setdefault("kind", self._kind.kind)
             after.setdefault("apiVersion", self._kind.api_version)
+            after = self._keep(after)
             self._objects[key] = after
         if self._on_change is not None and (before is not None or after is not None):
             self._on_change(before, after)

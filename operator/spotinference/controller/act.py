@@ -65,7 +65,10 @@ class Actor:
 
     async def act(self, observed: Observed, plan: Plan) -> float | None:
         """Answers when to look again because something is blocked; `NamespaceGoing` when moot."""
-        blocked = await self._urgent(observed, plan)
+        return await self.rest(observed, plan, await self.urgent(observed, plan))
+
+    async def rest(self, observed: Observed, plan: Plan, blocked: Blocked | None) -> float | None:
+        """What nobody waits for; `blocked`: what `urgent` answered."""
         if blocked is None:
             blocked = await self._rest(observed, plan)
         else:
@@ -89,7 +92,8 @@ class Actor:
 
     # --- scales and dooms: what somebody waits for ------------------------------------------------
 
-    async def _urgent(self, observed: Observed, plan: Plan) -> Blocked | None:
+    async def urgent(self, observed: Observed, plan: Plan) -> Blocked | None:
+        """Dooms and scales alone."""
         if self._falls_asleep(observed, plan):
             await self._no_demand_unseen(observed)
         # Scale-ups first: the others step back behind them (`writer.Lane`), also those of other tiers.

@@ -23,7 +23,7 @@ from spotinference.clients.clock import SystemClock
 from spotinference.clients.kube import Kube
 from spotinference.clients.leader import Elector
 from spotinference.clients.vllm import EngineClient
-from spotinference.controller import garbage, preflight, probes, watching
+from spotinference.controller import garbage, nodefeed, preflight, probes, watching
 from spotinference.controller.act import Actor
 from spotinference.controller.config import START_DEADLINE_S, STOP_DEADLINE_S, OperatorConfig
 from spotinference.controller.demand import DemandBook
@@ -45,7 +45,7 @@ from spotinference.controller.store import Store
 from spotinference.controller.volumes import VolumeZones
 from spotinference.controller.writer import Writer
 from spotinference.core.observed import OperatorSettings
-from spotinference.core.reconcile import decide
+from spotinference.core.reconcile import begin
 
 log = structlog.get_logger(__name__)
 
@@ -138,7 +138,7 @@ def build(config: OperatorConfig, kube: Kube, engines: EngineClient) -> Parts:
     actor = Actor(kube, writer, store, demand, events, latencies, clock)
     markets = MarketMetrics(PREFIX, store, clock, elector.leads)
     metrics.registry.register(markets)
-    reconciler = Reconciler(observer, actor, decide, latencies, metrics, markets)
+    reconciler = Reconciler(observer, actor, begin, latencies, metrics, markets)
     resync = Resync(kube, router, metrics)
     heartbeat = probes.Heartbeat(clock, queue.stalled_s)
 
@@ -229,12 +229,14 @@ async def _run(
     kube: Kube, parts: Parts, stack: AsyncExitStack, stop: asyncio.Event, silence_s: float
 ) -> int:
     stop_kopf = asyncio.Event()
+    nodes = nodefeed.feed(kube, parts.router, silence_s)
     ours = [
         _task("workers", parts.queue.run()),
         _task("scraper", parts.scraper.run()),
         _task("learner", parts.learner.run()),
         _task("nodes", parts.nodes.run()),
         _task("node-events", parts.node_events.run()),
+        _task("node-feed", nodes.run()),
         _task("volumes", parts.volumes.run()),
         _task("pools", parts.pools.run()),
         _task("resync", parts.resync.run()),
@@ -243,16 +245,12 @@ async def _run(
     ]
     election = _task("elector", parts.elector.run())
     stopping = _task("stopping", stop.wait())
-    kopf = _task(
-        "kopf",
-        watching.run(
-            kube,
-            parts.router,
-            stop_kopf,
-            lambda: _on_signals(stop),
-            silence_s,
-        ),
-    )
+
+    async def watch() -> None:
+        await nodes.wait_synced(START_DEADLINE_S)
+        await watching.run(kube, parts.router, stop_kopf, lambda: _on_signals(stop), silence_s)
+
+    kopf = _task("kopf", watch())
     done, _ = await asyncio.wait(
         {*ours, election, kopf, stopping}, return_when=asyncio.FIRST_COMPLETED
     )

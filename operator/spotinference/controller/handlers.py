@@ -56,6 +56,10 @@ class Router:
 
     def happened(self, kind: Kind, event_type: str | None, body: Json) -> None:
         self.synced = True
+        self.saw(kind, event_type, body)
+
+    def saw(self, kind: Kind, event_type: str | None, body: Json) -> None:
+        """The same of a watch that is not Kopf's: it says nothing of Kopf's first lists."""
         if kind == NODE:
             before = signature(self.store.get(NODE, body["metadata"]["name"]))
         if event_type == "DELETED":
@@ -120,9 +124,13 @@ class Router:
 
 
 def register(registry: kopf.OperatorRegistry, router: Router) -> None:
-    """One index handler (fills the store) and one event handler (enqueues) per kind."""
+    """One index handler (fills the store) and one event handler (enqueues) per kind.
+
+    Nodes are not Kopf's (`nodefeed`).
+    """
     for kind in WATCHED:
-        _register(registry, router, kind)
+        if kind != NODE:
+            _register(registry, router, kind)
 
 
 def _register(registry: kopf.OperatorRegistry, router: Router, kind: Kind) -> None:

@@ -15,7 +15,7 @@ from spotinference.controller.market_metrics import MarketMetrics
 from spotinference.controller.metrics import Metrics
 from spotinference.controller.observe import Observer
 from spotinference.core.observed import Observed, TierRef
-from spotinference.core.plan import Plan
+from spotinference.core.reconcile import Begun
 
 log = structlog.get_logger(__name__)
 
@@ -24,7 +24,7 @@ REPORT_AFTER = 3
 EXPIRY_SLACK_S = 0.1
 """look just after a demand ends, not just before"""
 
-Decide = Callable[[Observed], Plan]
+Decide = Callable[[Observed], Begun]
 
 
 @dataclass(slots=True)
@@ -66,8 +66,10 @@ class Reconciler:
         observed, demand_ends_s = found
         if observed.deleting:
             return None
-        plan = self.decide(observed)
-        blocked_s = await self.actor.act(observed, plan)
+        begun = self.decide(observed)
+        blocked = await self.actor.urgent(observed, begun.urgent)
+        plan = begun.whole()
+        blocked_s = await self.actor.rest(observed, plan, blocked)
         self.markets.looked(ref, observed.status, plan.status)
         ends_s = demand_ends_s + EXPIRY_SLACK_S if demand_ends_s is not None else None
         return min(

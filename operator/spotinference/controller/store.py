@@ -83,7 +83,7 @@ class Store:
 
     def put(self, kind: Kind, body: Json) -> Change:
         """Keeps the body unless we know a newer one."""
-        body = _slim(kind, body)
+        body = slim_copy(kind, body)
         uid = body["metadata"].get("uid", "")
         if self._buried(uid):
             if body["metadata"].get("deletionTimestamp") is None:
@@ -190,7 +190,7 @@ class Store:
         return False
 
 
-def _slim(kind: Kind, body: Json) -> Json:
+def slim_copy(kind: Kind, body: Json) -> Json:
     """Without what no decision reads and what would fill the memory."""
     slim = dict(body)
     meta = dict(slim["metadata"])

@@ -33,8 +33,16 @@ from spotinference.core.weights import Weights
 
 
 @dataclass(frozen=True, slots=True)
-class Changes:
+class Deployments:
+    """Scale writes apart from all others: they are what a waiting client needs."""
+
     scales: tuple[Apply, ...]
+    others: tuple[Apply, ...]
+    reverted: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Changes:
     applies: tuple[Apply, ...]
     deletes: tuple[Delete, ...]
     reverted: tuple[str, ...]
@@ -72,21 +80,19 @@ def predecessor(observed: Observed) -> str | None:
     return None
 
 
-def changes(observed: Observed, fleet: Fleet, stock: Weights, where: Placement) -> Changes:
+def changes(observed: Observed, fleet: Fleet, stock: Weights, engines: Deployments) -> Changes:
     """Everything to write about children in this round."""
     subject = subject_of(observed)
     reverted: list[str] = []
     applies = _fixed(observed, subject, reverted) + _claims(observed, subject)
     jobs = weights.job_changes(observed, subject, stock)
     applies += [Apply(JOB, job) for job in jobs.applies]
-    scales, rolls = _deployments(observed, fleet, stock, where, reverted)
     deletes = [_delete(JOB, job) for job in jobs.deletes]
     deletes += [_delete(DEPLOYMENT, live) for live in fleet.obsolete if not _going(live)]
     return Changes(
-        scales=tuple(scales),
-        applies=tuple(applies + rolls),
+        applies=(*applies, *engines.others),
         deletes=tuple(deletes),
-        reverted=tuple(reverted),
+        reverted=(*reverted, *engines.reverted),
         look_again_at=jobs.look_again_at,
     )
 
@@ -134,14 +140,13 @@ def _outgrown(desired: Json, live: Json) -> bool:
     return want is not None and have is not None and want > have
 
 
-def _deployments(
-    observed: Observed, fleet: Fleet, stock: Weights, where: Placement, reverted: list[str]
-) -> tuple[list[Apply], list[Apply]]:
-    """Scale writes apart from all others: they are what a waiting client needs."""
+def deployments(observed: Observed, fleet: Fleet, stock: Weights, where: Placement) -> Deployments:
+    """The engines' Deployments of all markets."""
     scales: list[Apply] = []
     others: list[Apply] = []
+    reverted: list[str] = []
     if not stock.usable:
-        return _only_downscales(fleet.places, where), []
+        return Deployments(tuple(_only_downscales(fleet.places, where)), (), ())
     scales += _only_downscales([p for p in fleet.places if p.closed], where)
     rolling = any(_rolls(p) for p in fleet.places)
     subject = subject_of(observed)
@@ -170,7 +175,7 @@ def _deployments(
                 others.append(Apply(DEPLOYMENT, pinned))
         elif _edited(desired, live, DEPLOYMENT, reverted):
             others.append(Apply(DEPLOYMENT, pinned))
-    return scales, others
+    return Deployments(tuple(scales), tuple(others), tuple(reverted))
 
 
 def _only_downscales(places: Iterable[Place], where: Placement) -> list[Apply]:

@@ -13,6 +13,8 @@ The order of the steps is the specification:
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 from spotinference.api import times
@@ -45,21 +47,44 @@ SOONEST_S = 0.2
 """A timer that has just run out is looked at after this, not at once: no spinning."""
 
 
+@dataclass(frozen=True, slots=True)
+class Begun:
+    """A decision as far as somebody waits for it: the other half is worked out when that is written.
+
+    Where fifty nodes go at once, fifty tiers wait for one thread.
+    """
+
+    urgent: Plan
+    """dooms and scales"""
+    whole: Callable[[], Plan]
+
+
 def decide(observed: Observed) -> Plan:
     """What to do about one tier now. Deterministic; empty in steady state."""
+    return begin(observed).whole()
+
+
+def begin(observed: Observed) -> Begun:
+    """The same, the urgent part first."""
     if observed.deleting:
-        return Plan()  # its children go with it; nothing may be made again
+        return Begun(Plan(), Plan)  # its children go with it; nothing may be made again
     if conflict := children.conflict(observed):
-        return _left_alone(observed, Reason.NAME_CONFLICT, conflict)
+        return Begun(Plan(), lambda: _left_alone(observed, Reason.NAME_CONFLICT, conflict))
     if going := children.predecessor(observed):
-        return _left_alone(observed, Reason.SUPERSEDED, going)
-    decision = resolve(observed)
+        return Begun(Plan(), lambda: _left_alone(observed, Reason.SUPERSEDED, going))
+    found = resolve(observed)
+    engines = children.deployments(observed, found.fleet, found.weights, found.placement)
+    urgent = Plan(dooms=found.placement.dooms, scales=engines.scales)
+    return Begun(urgent, lambda: _whole(observed, found, engines))
+
+
+def _whole(observed: Observed, decision: Decision, engines: children.Deployments) -> Plan:
     where = decision.placement
-    changes = children.changes(observed, decision.fleet, decision.weights, where)
+    changes = children.changes(observed, decision.fleet, decision.weights, engines)
     after = status.status_of(observed, decision)
     return Plan(
         dooms=where.dooms,
-        scales=changes.scales,
+        scales=engines.scales,
         applies=changes.applies,
         deletes=(*changes.deletes, *removals(where)),
         pardons=where.pardons,
