@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import asyncio
 
+import pytest
+
+from spotinference.gateway.connection import Connection
 from tests.support.eventually import eventually
 from tests.support.gateway import CHAT, bench, chat, stream
 
@@ -37,3 +40,35 @@ async def test_parked_requests_take_no_place_of_answers() -> None:
         for task in parked:
             task.cancel()
         await asyncio.gather(*parked, return_exceptions=True)
+
+
+async def test_the_excess_is_refused_without_a_task_but_never_before_its_key_and_path(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async with bench(tokens_per_s=50, max_answers=1) as b, b.http() as http:
+        await b.tier("demo")
+        engine = await b.replica()
+        running = asyncio.create_task(stream(http, CHAT, chat(max_tokens=2000)))
+        await eventually(lambda: len(engine.sim.requests) == 1, 5)
+        wrong = {"Authorization": "Bearer sk-spot-wrong"}
+        async with http.post(CHAT, json=chat(), headers=wrong) as unknown:
+            assert unknown.status == 401
+        async with http.post("/v1/nothing", json=chat()) as nothing:
+            assert nothing.status == 404
+
+        async def never(_: Connection) -> None:
+            await asyncio.Event().wait()
+
+        with monkeypatch.context() as patched:
+            patched.setattr(Connection, "_answer", never)
+            for _ in range(3):
+                async with asyncio.timeout(5), http.post(CHAT, json=chat()) as refused:
+                    assert refused.status == 503
+                    assert (await refused.json())["error"]["code"] == "gateway_busy"
+                    assert refused.headers["x-request-id"]
+        async with http.get("/v1/models") as response:  # on the same connections
+            assert response.status == 200
+        running.cancel()
+        await asyncio.gather(running, return_exceptions=True)
+        await eventually(lambda: not b.gateway.server._running, 5)
+        assert (await stream(http, CHAT, chat(max_tokens=2))).done == 1

@@ -89,7 +89,9 @@ async def running(
         parts = _assembled(settings, kube, clock or SystemClock(), pool, tasks.create_task)
         context = parts.context
         server = Server(context, keys, parts.watches.why_not_synced)
-        front = Listener(server.handle, settings, server.refused_by_parser)
+        front = Listener(
+            server.handle, settings, server.refused_by_parser, server.is_full, server.refuse
+        )
         ports = _Ports(
             settings, front, Listener(server.handle_operational, settings),
             Listener(server.handle, settings, server.refused_by_parser),

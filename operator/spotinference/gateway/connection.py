@@ -78,7 +78,8 @@ class Connection(RequestHandler):
             return
         if messages:
             self.owed_since = None
-            self._task_handler = self._loop.create_task(self._answer())
+            if not self._refused_at_once():
+                self._task_handler = self._loop.create_task(self._answer())
         elif self.owed_since is None and data:
             self.owed_since = self._listener.now()
 
@@ -127,6 +128,22 @@ class Connection(RequestHandler):
         self._close = True
         if self.transport is not None:
             self.transport.close()
+
+    def _refused_at_once(self) -> bool:
+        """Whether the one request that came was refused without a task: it takes a crowd to need it."""
+        if not self._listener.is_full() or len(self._messages) != 1:
+            return False
+        message, content = self._messages[0]
+        if isinstance(message, _ErrInfo) or not content.is_eof():
+            return False
+        if message.version != HttpVersion11 or message.upgrade:
+            return False
+        request = Request(message, content, self, _NOT_NOW, _NOT_NOW, self._loop)
+        if not self._listener.refuse(request):
+            return False
+        self._next()
+        self._close_when_idle()
+        return True
 
     def _next(self) -> tuple[RawRequestMessage | _ErrInfo, StreamReader]:
         """The oldest, out of the queue; reading goes on once there is room in it."""

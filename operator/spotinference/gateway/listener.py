@@ -51,8 +51,12 @@ class Listener(web.Server):
         handler: Handler,
         settings: GatewaySettings,
         on_refused: Callable[[GatewayError], None] = lambda _: None,
+        is_full: Callable[[], bool] = lambda: False,
+        refuse: Callable[[Request], bool] = lambda _: False,
     ) -> None:
-        """`on_refused` is told of messages that never became a request."""
+        """`on_refused` is told of messages that never became a request. While `is_full`, `refuse`
+        may answer a request that came whole, at once; False: it goes its usual way.
+        """
         super().__init__(
             cast("Any", handler),
             handler_cancellation=True,
@@ -66,6 +70,8 @@ class Listener(web.Server):
         )
         self.handle = handler
         self.on_refused = on_refused
+        self.is_full = is_full
+        self.refuse = refuse
         self._head_timeout_s = settings.head_timeout_s
         self.max_connections = settings.max_connections
 

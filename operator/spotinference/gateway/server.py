@@ -69,6 +69,8 @@ class Server:
             ("GET", "/healthz"): self._healthz,
             ("GET", "/readyz"): self._readyz,
         }
+        self._answering = {self._routes["POST", endpoint.value] for endpoint in Endpoint}
+        """handlers whose requests count as answers"""
         self._operational: dict[str, Handler] = {
             "/healthz": self._healthz,
             "/readyz": self._readyz,
@@ -105,6 +107,28 @@ class Server:
             self._running.discard(task)
             del task  # else a cancelled one is a cycle: its exception's frames would hold it
 
+    def is_full(self) -> bool:
+        """As many answers are given as may be: one more request is refused."""
+        answering = len(self._running) - self._context.parking.count
+        return answering >= self._context.settings.max_answers
+
+    def refuse(self, http: Request) -> bool:
+        """`gateway_busy`, before the request has a task; False: the usual way has to answer."""
+        if self.stopping:
+            return False
+        try:
+            if self._handler(http) not in self._answering:
+                return False
+            self._authenticated(http)
+        except GatewayError:
+            return False
+        http.request_id = self._ids()
+        error = errors.gateway_busy()
+        if at_once(http, error.status, self._headers_of(http, error), error.body()) is None:
+            return False
+        self._count_refused(http, error)
+        return True
+
     async def handle_operational(self, http: Request) -> web.StreamResponse:
         """Health and metrics, on a port of their own."""
         handler = self._operational.get(_path(http)) if http.method == "GET" else None
@@ -135,13 +159,19 @@ class Server:
         """Counts what never became a request."""
         self._context.metrics.requests.labels(metrics.OTHER, error.code.wire).inc()
 
-    def _refused(self, http: Request, error: GatewayError) -> web.StreamResponse:
+    def _count_refused(self, http: Request, error: GatewayError) -> None:
         self._context.metrics.requests.labels(http.tier_name, error.code.wire).inc()
-        headers = {
+
+    def _headers_of(self, http: Request, error: GatewayError) -> dict[str, str]:
+        return {
             **error.headers(),
             "x-request-id": http.request_id,
             **self._limit_headers(http),
         }
+
+    def _refused(self, http: Request, error: GatewayError) -> web.StreamResponse:
+        self._count_refused(http, error)
+        headers = self._headers_of(http, error)
         if error.status in {429, 503} and not self.stopping:  # refusals come in crowds: cheaply
             sent = at_once(http, error.status, headers, error.body())
             if sent is not None:
