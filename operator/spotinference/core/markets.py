@@ -136,7 +136,7 @@ def region(zone: str) -> str:
 def learn(beliefs: Beliefs, seen: Seen) -> Beliefs:
     """The beliefs after this look; the very same object when nothing happened."""
     touched: dict[Market, Belief] = {}
-    for market in (*seen.standing, *seen.reclaimed, *seen.refused, *seen.failed):
+    for market in (*seen.standing, *seen.reclaimed, *sorted(seen.refused), *sorted(seen.failed)):
         if market not in touched:
             touched[market] = _updated(beliefs.of(market, seen.now_s), market, seen)
     for market, belief in beliefs.markets.items():
@@ -190,8 +190,8 @@ def _refused(belief: Belief, now_s: float) -> Belief:
 def _unsettle(touched: dict[Market, Belief], beliefs: Beliefs, seen: Seen) -> None:
     """A reclaim shortens the calm of its neighbours."""
     for hit in seen.reclaimed:
-        for market in {*beliefs.markets, *touched} - set(seen.reclaimed):
-            if region(market.zone) == region(hit.zone):
+        for market in dict.fromkeys((*beliefs.markets, *touched)):
+            if market not in seen.reclaimed and region(market.zone) == region(hit.zone):
                 belief = touched.get(market) or beliefs.markets[market]
                 calm_s = belief.calm_s(seen.now_s) * (1 - NEIGHBOUR)
                 since_s = belief.calm_since_s + calm_s

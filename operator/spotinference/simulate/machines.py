@@ -142,7 +142,7 @@ class Machines:
         for pod in self.pods.values():
             if pod.ending_at is None:
                 by_market.setdefault(pod.market, []).append(pod)
-        for market in {*by_market, *self.sizes}:
+        for market in dict.fromkeys((*by_market, *self.sizes)):
             mine, wanted = by_market.get(market, []), self.sizes.get(market, 0)
             for _ in range(wanted - len(mine)):
                 number = next(self._ids)

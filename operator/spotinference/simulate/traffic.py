@@ -163,7 +163,8 @@ class Traffic:
             replica.answers = [a for a in replica.answers if a.left > 0]
 
     def _lose(self, now: float, alive: Collection[str]) -> None:
-        lost = [a for n in set(self.replicas) - set(alive) for a in self.replicas.pop(n).answers]
+        gone = [name for name in self.replicas if name not in alive]
+        lost = [a for name in gone for a in self.replicas.pop(name).answers]
         for a in lost:
             # Those that still run end, in the mean, so long before the last of them.
             left_s = a.last_ends_at - now - a.left * self.step_s / 2

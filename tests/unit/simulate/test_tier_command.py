@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -63,6 +66,34 @@ def run(files: Path, *more: str) -> tuple[int, str]:
         assert isinstance(result.exception, errors.SpotinferenceError)
         return result.exit_code, str(result.exception)
     return result.exit_code, result.stdout
+
+
+def test_the_same_replay_gives_the_same_in_every_process(files: Path) -> None:
+    """Nothing hangs on the order of a set, which is another in each process."""
+    zones = "abcdef"
+    pools = POOLS.replace("zones: [a, b]", f"zones: [{', '.join(zones)}]")
+    (files / "pools.yaml").write_text(pools)
+    tier = TIER + "  scaling: {minReplicas: 2, maxReplicas: 8}\n"
+    (files / "tier.yaml").write_text(tier)
+    rows = [f"{i * 300},{1200 + 400 * (i % 4)},3000,150" for i in range(24)]
+    header = "start_s,requests,prompt_tokens,output_tokens"
+    (files / "load.csv").write_text("\n".join([header, *rows]))
+    command = [sys.executable, "-m", "spotinference", "simulate", "tier", "--json"]
+    for option, name in (("tier", "tier.yaml"), ("pools", "pools.yaml"), ("workload", "load.csv")):
+        command += [f"--{option}", str(files / name)]
+    for number, zone in enumerate(zones):
+        # Each is full or gone for a while, several at once.
+        data = [3 * int((step + 2 * number) % 7 > 1 and step % 5 > 0) for step in range(24)]
+        trace = {"metadata": {"gap_seconds": 300}, "data": data}
+        (files / f"{zone}.json").write_text(json.dumps(trace))
+        command += ["--trace", f"spot/{zone}={files}/{zone}.json"]
+    seen = {
+        subprocess.run(
+            command, env={**os.environ, "PYTHONHASHSEED": seed}, capture_output=True, check=True
+        ).stdout
+        for seed in ("0", "1", "2")
+    }
+    assert len(seen) == 1
 
 
 def test_one_json_object_with_the_others_beside_ours(files: Path) -> None:
