@@ -75,7 +75,7 @@ def plan(*, quick: bool, rounds: int) -> Plan:
         memory_requests=500,
         admitted=Load("stream", 500, 6),
         overload=Load("stream", 4000, 6),
-        beside=Load("stream", 200, 6),
+        beside=Load("stream", 200, 24),
         parked=200,
     )
 
@@ -132,11 +132,10 @@ class Bench:
 
     def measure_beside(self) -> None:
         """Live streams alone and beside parked requests, in turns (there, back): what waits may cost
-        them nothing. Who waits is told so each second instead of each ten, so that a few seconds see
-        enough of it.
+        them nothing. Long enough to see who waits get a status and signs of life, as shipped.
         """
         count = self.plan.parked
-        with self.own(fail_fast_s="1", heartbeat_s="1") as (group, port):
+        with self.own() as (group, port):
             target = Target("127.0.0.1", port, MODEL)
             for waiting in (0, count, count, 0):
                 with memory.open_requests("127.0.0.1", port, "asleep", waiting):

@@ -52,9 +52,12 @@ async def test_what_the_metadata_announces_moves_the_replica_and_outlives_a_rest
     ends = (datetime.now(UTC) + timedelta(seconds=300)).replace(microsecond=0)
     cloud = Ec2()
 
-    async def doomed() -> str:
+    async def doomed() -> str | None:
         live = await cluster.kube.get(POD, pod["metadata"]["name"], ns)
-        return str(live["metadata"]["annotations"][names.ANNOTATION_DOOMED_UNTIL])
+        said: str | None = (
+            live["metadata"].get("annotations", {}).get(names.ANNOTATION_DOOMED_UNTIL)
+        )
+        return said
 
     async def moved() -> bool:
         now = await replicas(cluster, "told", ns)
