@@ -171,6 +171,7 @@ async def test_a_stopped_leader_writes_nothing_after_it_wakes_up(bare: LiveClust
             await make_tier(bare, "fenced", ns)
             await warm(bare, "fenced", ns)
             await phase(bare, "fenced", ns, "Asleep")
+            await at_rest(sleeper, 1)  # events follow the status that was waited for
             before = sleeper.writes
             sleeper.send(signal.SIGSTOP)
             try:
@@ -347,8 +348,8 @@ def is_gpu(node: Json) -> bool:
     return "nvidia.com/gpu" in node.get("status", {}).get("capacity", {})
 
 
-async def at_rest(it: Operator) -> None:
-    """Until the number of writes stands still for longer than the pools' statuses are compared."""
+async def at_rest(it: Operator, for_s: float = 2 * EVERY_S) -> None:
+    """Until the number of writes stands still; by default until the pools' statuses were compared."""
     last, since = it.writes, asyncio.get_running_loop().time()
 
     async def still() -> bool:
@@ -356,6 +357,6 @@ async def at_rest(it: Operator) -> None:
         now = asyncio.get_running_loop().time()
         if it.writes != last:
             last, since = it.writes, now
-        return now - since > 2 * EVERY_S
+        return now - since > for_s
 
     await eventually(still, 60, "the operator comes to rest")

@@ -145,11 +145,11 @@ class NodeWatch:
         seen = {name: w for name in self._renewals if (w := self._witness(name)) is not None}
         silent = frozenset(name for name, witness in seen.items() if health.silent(witness))
         began = self._hold_began_at
-        held = health.held(seen, 0.0 if began is None else now - began)
+        held = health.held(seen, 0.0 if began is None else now - began, self.held)
         if began is None and held:
             self._hold_began_at = now
             log.warning("nodes.held", silent=len(silent), of=len(seen), held=len(held))
-        elif not silent:
+        elif not silent and not held:
             self._hold_began_at = None
         for name in sorted((silent - held) ^ (self.silent - self.held) | (held ^ self.held)):
             log.warning("node.silent" if name in silent else "node.back", node=name)
@@ -160,7 +160,9 @@ class NodeWatch:
         renewal = self._renewals.get(name)
         if renewal is None:
             return None
-        return health.Witness(renewal.silent_s, self.contact_of(name))
+        node = self._store.get(NODE, name)
+        ready = node is None or health.readiness(node) == "True"
+        return health.Witness(renewal.silent_s, self.contact_of(name), ready)
 
     async def _leases(self, bound: set[str]) -> dict[str, str]:
         """The renewTime of each node's Lease."""

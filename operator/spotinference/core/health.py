@@ -7,7 +7,8 @@ gateway leaves it and the kubelet restarts it. The first rule that fits wins:
 1. no node object: gone;
 2. the kubelet says itself that it is not ready: stale;
 3. the Lease is unchanged for 30 s, or for 20 s while no engine there answers: silent, so stale;
-4. unless it is held (`held`): many nodes fell silent at once, and engines on this one answer.
+4. unless it is held (`held`): many nodes fell silent at once, and engines on this one answer; also
+   while such a hiccup ends, node by node.
 """
 
 from __future__ import annotations
@@ -52,6 +53,8 @@ class Witness:
     lease_age_s: float
     """seconds since its kube-node-lease was *seen* to change, by our own monotonic clock"""
     contact: Contact = Contact()
+    ready: bool = True
+    """what its object says; Kubernetes takes some seconds to take *Unknown* back"""
 
 
 def silent(witness: Witness) -> bool:
@@ -61,17 +64,25 @@ def silent(witness: Witness) -> bool:
     return witness.lease_age_s > SUSPECT_S and witness.contact.failing_s >= UNREACHABLE_S
 
 
-def held(nodes: Mapping[str, Witness], holding_for_s: float) -> frozenset[str]:
+def held(
+    nodes: Mapping[str, Witness], holding_for_s: float, before: frozenset[str] = frozenset()
+) -> frozenset[str]:
     """Silent nodes that are not acted upon: many at once, and their engines answer.
+
+    Those that were held `before` are until they are back altogether: nodes come back one by one, and
+    the last of them is no more lost than the first.
 
     When a zone is reclaimed at once its engines answer no more, so nothing is held. When the API
     server hiccups, or the way to it, engines go on serving: replacing them all would double the
     bill and, with volumes that one node may mount, replace what runs by what cannot start.
     """
-    quiet = {name: witness for name, witness in nodes.items() if silent(witness)}
-    if len(quiet) < max(MANY, MANY_SHARE * len(nodes)) or holding_for_s >= HOLD_S:
+    if holding_for_s >= HOLD_S:
         return frozenset()
-    return frozenset(name for name, witness in quiet.items() if _answers(witness.contact))
+    quiet = {name for name, witness in nodes.items() if silent(witness)}
+    back = {name for name, witness in nodes.items() if witness.ready} - quiet
+    fresh = quiet if len(quiet) >= max(MANY, MANY_SHARE * len(nodes)) else frozenset()
+    kept = (before & nodes.keys()) - back
+    return frozenset(name for name in {*fresh, *kept} if _answers(nodes[name].contact))
 
 
 def health_of(node: Json | None, witness: Witness | None, *, hold: bool = False) -> NodeHealth:
@@ -80,7 +91,7 @@ def health_of(node: Json | None, witness: Witness | None, *, hold: bool = False)
     """
     if node is None:
         return NodeHealth.GONE
-    ready = (condition(node, "Ready") or {}).get("status", "True")
+    ready = readiness(node)
     if ready == "False":
         return NodeHealth.STALE
     if hold:
@@ -88,6 +99,11 @@ def health_of(node: Json | None, witness: Witness | None, *, hold: bool = False)
     if ready != "True" or (witness is not None and silent(witness)):
         return NodeHealth.STALE
     return NodeHealth.HEALTHY
+
+
+def readiness(node: Json) -> str:
+    """`True`, `False`, or `Unknown`, which is Kubernetes' word for a kubelet that is silent."""
+    return str((condition(node, "Ready") or {}).get("status", "True"))
 
 
 def _answers(contact: Contact) -> bool:

@@ -181,12 +181,15 @@ def crowd(clock: VirtualClock, count: int) -> Shell:
     """`count` nodes with a replica each; their kubelets renew when told to."""
     it = Shell(clock)
     for number in range(count):
-        body = node()
-        body["metadata"] |= {"name": f"node-{number}", "uid": f"uid-{number}"}
-        it.have(NODE, body)
+        it.have(NODE, renamed(node(), number))
         it.have(POD, engine_pod(f"pod-{number}", node=f"node-{number}"))
     renew_all(it, clock, range(count))
     return it
+
+
+def renamed(body: Json, number: int) -> Json:
+    body["metadata"] |= {"name": f"node-{number}", "uid": f"uid-{number}"}
+    return body
 
 
 def renew_all(it: Shell, clock: VirtualClock, numbers: range) -> None:
@@ -214,6 +217,26 @@ async def test_many_nodes_silent_at_once_are_held_while_their_engines_answer(
     renew_all(it, clock, range(12))
     await asyncio.sleep(5)
     assert it.nodes.held == it.nodes.silent == frozenset()
+    task.cancel()
+
+
+@pytest.mark.fault(40)
+@virtual_time
+async def test_when_a_hiccup_ends_node_by_node_none_is_lost_at_last(clock: VirtualClock) -> None:
+    it = crowd(clock, 4)
+    it.nodes.contact_of = lambda _: Contact(answered_ago_s=3)
+    task = asyncio.create_task(it.nodes.run())
+    await asyncio.sleep(40)
+    for number in range(4):
+        it.have(NODE, renamed(node(version=2, ready="Unknown"), number))
+    for back in range(4):
+        renew_all(it, clock, range(back + 1))
+        await asyncio.sleep(5)
+        assert healths(it, 4) == {NodeHealth.HEALTHY}
+        it.have(NODE, renamed(node(version=3), back))
+    await asyncio.sleep(5)
+    assert it.nodes.held == frozenset()
+    assert healths(it, 4) == {NodeHealth.HEALTHY}
     task.cancel()
 
 

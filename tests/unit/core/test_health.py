@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -89,6 +91,17 @@ def test_a_zone_that_is_reclaimed_at_once_is_not_held() -> None:
 def test_a_minority_is_not_held() -> None:
     nodes = {"a": SILENT, "b": SILENT, **dict.fromkeys("cdefg", FINE)}
     assert held(nodes, 0) == frozenset()
+
+
+def test_what_was_held_is_until_it_is_back_altogether() -> None:
+    """A hiccup ends node by node: the last one to come back is no more lost than the first."""
+    before = frozenset("ab")
+    assert held({"a": FINE, "b": SILENT}, 9, before) == {"b"}
+    assert held({"a": replace(FINE, ready=False), "b": FINE}, 9, before) == {"a"}
+    assert held({"a": FINE, "b": FINE}, 9, before) == frozenset()
+    assert held({"a": FINE, "b": DEAD}, 9, before) == frozenset()
+    assert held({"a": FINE, "b": SILENT}, HOLD_S, before) == frozenset()
+    assert held({"a": FINE}, 9, before) == frozenset()
 
 
 witnesses = st.builds(
