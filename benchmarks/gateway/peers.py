@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -48,15 +47,18 @@ class Peer:
 
 
 def _ours(upstream: Upstream, port: int, folder: Path) -> Launch:
+    home = install.environment("spotinference", install.ROOT / "requirements" / "runtime.txt")
     command = [
-        sys.executable, "-m", "spotinference", "gateway", "run",
+        str(home / "python"), "-m", "spotinference", "gateway", "run",
         "--kubeconfig", str(upstream.kubeconfig), "--keys-file", str(upstream.keys),
         "--host", "127.0.0.1", "--port", str(port), "--metrics-port", "0",
         "--announce", str(folder / "announce.json"), "--log-level", "warning",
     ]  # fmt: skip
-    return Launch(
-        __version__, command, {"SPOTINFERENCE_GATEWAY_USAGE_SPOOL": str(folder / "usage")}
-    )
+    environment = {
+        "PYTHONPATH": str(install.ROOT / "operator"),
+        "SPOTINFERENCE_GATEWAY_USAGE_SPOOL": str(folder / "usage"),
+    }
+    return Launch(__version__, command, environment)
 
 
 NGINX_CONF = """

@@ -13,6 +13,7 @@ from statistics import median
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks.gateway.install import interpreter
 from benchmarks.gateway.peers import DIRECT, OURS, PEERS
 
 Row = dict[str, str]
@@ -192,7 +193,7 @@ def machine() -> str:
     """What the figures were taken with, in one line."""
     packages = ", ".join(f"{name} {version(name)}" for name in ("aiohttp", "uvloop", "orjson"))
     return (
-        f"Python {platform.python_version()}, {packages}, Linux {platform.release()}, "
+        f"Python {interpreter()[1]}, {packages}, Linux {platform.release()}, "
         f"{os.cpu_count()} cores, load {os.getloadavg()[0]:.1f} at the start{_scheduling()}"
     )
 
