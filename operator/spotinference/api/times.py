@@ -16,5 +16,8 @@ def to_micro_text(at: datetime) -> str:
 
 
 def parse(text: str) -> datetime:
-    """An aware UTC datetime; ValueError when the text is not RFC 3339."""
-    return datetime.fromisoformat(text).astimezone(UTC)
+    """An aware UTC datetime; ValueError when the text is not RFC 3339, or no time of our calendar."""
+    try:
+        return datetime.fromisoformat(text).astimezone(UTC)
+    except OverflowError as error:  # its offset leads out of the years 1 to 9999
+        raise ValueError(f"{text!r} is beyond all years") from error

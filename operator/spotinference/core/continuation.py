@@ -237,6 +237,8 @@ def plan(
 ) -> Next | Ending | Refusal:
     """How the answer goes on, given what the client has. `whole`: replay from the beginning."""
     delivered.settle()
+    if delivered.unreadable:
+        return Refusal("its engine sent what is no chunk")
     if not delivered.substance:
         return _again(prepared, Class.RESTART, delivered)
     if prepared.kind in {Class.REFUSED, Class.RESTART}:

@@ -125,6 +125,8 @@ class Delivered:
     raw_limit: int = MAX_RAW_BYTES
     """bytes kept unparsed"""
     done: bool = False
+    unreadable: bool = False
+    """the client has something that is no chunk: nothing may be appended to what is not known"""
     substance: bool = False
     """anything but role chunks was delivered: an answer that starts anew would repeat it"""
     _raw: list[bytes] = field(default_factory=list)
@@ -149,8 +151,18 @@ class Delivered:
             for event in stream.events(raw):
                 if event.data == chunks.DONE_DATA:
                     self.done = True
-                elif event.data is not None and (chunk := chunks.decode(event.data)) is not None:
-                    self.absorb(chunk)
+                elif event.data is not None:
+                    self._read(event.data)
+
+    def _read(self, data: bytes) -> None:
+        """`absorb`, from an engine that may send what it likes."""
+        chunk = chunks.decode(data)
+        try:
+            if chunk is not None:
+                self.absorb(chunk)
+        except (AttributeError, LookupError, OverflowError, TypeError, ValueError):
+            chunk = None
+        self.unreadable |= chunk is None
 
     def absorb(self, chunk: Json) -> None:
         """One chunk that the client has."""

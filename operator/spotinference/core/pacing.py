@@ -10,6 +10,8 @@ from collections.abc import Iterable, Sequence
 
 DEFAULT_SLOTS = 256
 """vLLM's own `--max-num-seqs` where nothing is said."""
+MAX_DIGITS = 9
+"""More is no count of requests; from 4,300 on Python reads no number at all."""
 _FLAGS = ("--max-num-seqs", "--max-num-queued-reqs")
 
 
@@ -40,5 +42,5 @@ def _number(argv: Sequence[str], flag: str) -> int | None:
         if name.replace("_", "-") != flag:
             continue
         text = value if equals else argv[index + 1] if index + 1 < len(argv) else ""
-        found = int(text) if text.isdecimal() else found
+        found = int(text) if text.isdecimal() and len(text) <= MAX_DIGITS else found
     return found

@@ -142,12 +142,19 @@ def _decoded(text: str | None) -> tuple[dict[str, int], dict[str, str]]:
         return {}, {}
     try:
         stored = json.loads(text)
-        return dict(stored["tokens"]), dict(stored["flushes"])
+        tokens = {key: _whole(count) for key, count in dict(stored["tokens"]).items()}
+        return tokens, dict(stored["flushes"])
     except (ValueError, KeyError, TypeError) as error:
         # A person broke it: counting on from nothing would hand out the month's tokens anew.
         raise errors.ConfigInvalid(
             f"ConfigMap {NAME}: not readable ({error}); mend or delete it."
         ) from error
+
+
+def _whole(count: object) -> int:
+    if not isinstance(count, int):
+        raise TypeError(f"{count!r} is no number of tokens")
+    return count
 
 
 def _sum(one: Mapping[str, int], other: Mapping[str, int]) -> dict[str, int]:

@@ -64,17 +64,26 @@ class Spool:
             if lock is None:
                 continue
             with lock:
-                for path in _segments(folder):
-                    repair(path)
-                    if path.stat().st_size:
-                        self._number += 1
-                        name = path.stem.partition("-")[2]
-                        path.rename(self.folder / f"{self._number:010d}-{name}{CLOSED}")
-                        taken += 1
-                shutil.rmtree(folder)
+                taken += self._take_over(folder)
         if taken:
             _sync_folder(self.folder)
             log.info("usage.taken_over", segments=taken)
+        return taken
+
+    def _take_over(self, folder: Path) -> int:
+        """The segments of a folder that is locked; how many. Of several that come for one folder
+        the later ones find it empty, or half gone.
+        """
+        taken = 0
+        with contextlib.suppress(FileNotFoundError):
+            for path in _segments(folder):
+                repair(path)
+                if path.stat().st_size:
+                    self._number += 1
+                    name = path.stem.partition("-")[2]
+                    path.rename(self.folder / f"{self._number:010d}-{name}{CLOSED}")
+                    taken += 1
+        shutil.rmtree(folder, ignore_errors=True)
         return taken
 
     def append(self, lines: bytes) -> None:

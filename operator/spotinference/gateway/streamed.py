@@ -99,7 +99,8 @@ class Streamed(Exchange):
     def _delivered_anything(self) -> bool:
         """Chunks of the engine, or a chunk of ours that fixed the answer's id."""
         self._delivered.settle()
-        return self._delivered.identity is not None or self._delivered.substance
+        delivered = self._delivered
+        return delivered.identity is not None or delivered.substance or delivered.unreadable
 
     def _delivered_tokens(self) -> int:
         return self._delivered.counted()[1] or 0
@@ -139,7 +140,7 @@ class Streamed(Exchange):
             limit = context - len(delivered.prompt_ids)
         fresh = tokens - before
         return Progress(
-            movable=not delivered.done
+            movable=not (delivered.done or delivered.unreadable)
             and (prepared.kind in {Class.TOKEN, Class.REPLAY} or not delivered.substance),
             repeats=prepared.kind is Class.REPLAY,
             tokens=tokens,
@@ -300,6 +301,8 @@ class Gathered(Streamed):
         self._delivered.raw_limit = GATHERED_RAW_BYTES
         await self._until_whole()
         self._delivered.settle()
+        if self._delivered.unreadable:
+            raise GatewayError(Code.ENGINE_FAILED, "The engine sent what is no chunk.")
         if self._delivered.usage is None:
             raise GatewayError(Code.ENGINE_FAILED, "The engine reported no usage.")
         return await self._reply.send(assembly.whole(self._prepared.endpoint, self._delivered))

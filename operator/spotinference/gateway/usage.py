@@ -13,7 +13,7 @@ import contextlib
 import queue
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import NamedTuple
@@ -238,9 +238,22 @@ class Usage:
         timeout = aiohttp.ClientTimeout(total=self._settings.usage_timeout_s)
         async with aiohttp.ClientSession(timeout=timeout) as session:
             while True:
-                for path in await asyncio.to_thread(self._to_ship, self._spool):
-                    await self._deliver(session, path)
+                paths: list[Path] = []
+                with self._told_of_the_disk():
+                    paths = await asyncio.to_thread(self._to_ship, self._spool)
+                for path in paths:
+                    with self._told_of_the_disk():
+                        await self._deliver(session, path)
                 await asyncio.sleep(self._settings.usage_ship_s)
+
+    @contextlib.contextmanager
+    def _told_of_the_disk(self) -> Iterator[None]:
+        """A disk that fails is tried again in the next round: serving goes on meanwhile."""
+        try:
+            yield
+        except OSError as error:
+            self._metrics.usage_shipments_failed.inc()
+            log.warning("usage.not_shipped", error=str(error)[:300])
 
     @staticmethod
     def _to_ship(spool: Spool) -> list[Path]:
@@ -248,7 +261,8 @@ class Usage:
         return spool.closed()
 
     async def _deliver(self, session: aiohttp.ClientSession, path: Path) -> None:
-        """Until it is taken: a record is deleted after a 2xx only."""
+        """Until it is taken: a record is deleted after a 2xx only. `OSError` of the disk."""
+        data = await asyncio.to_thread(path.read_bytes)
         async for attempt in AsyncRetrying(
             stop=stop_never,
             wait=wait_random_exponential(
@@ -257,7 +271,6 @@ class Usage:
             retry=retry_if_exception_type((aiohttp.ClientError, TimeoutError, OSError)),
         ):
             with attempt:
-                data = await asyncio.to_thread(path.read_bytes)
                 await self._post(session, path, data)
         await asyncio.to_thread(path.unlink, missing_ok=True)
         self._metrics.usage_records.labels("shipped").inc(data.count(b"\n"))

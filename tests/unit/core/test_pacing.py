@@ -49,6 +49,7 @@ def test_releasing_until_there_is_no_room_fills_every_slot_and_no_more(
         (("/m", "--max-num-seqs"), DEFAULT_SLOTS),
         (("/m", "--max-num-seqs", "many"), DEFAULT_SLOTS),
         (("/m", "--max-num-seqs", "0"), 1),
+        (("/m", "--max-num-seqs", "9" * 5000), DEFAULT_SLOTS),
     ],
 )
 def test_slots_are_read_as_vllm_reads_its_arguments(argv: tuple[str, ...], expected: int) -> None:
