@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from aiohttp import web
@@ -86,9 +87,20 @@ class Recording:
         self.players: dict[object, int] = {}
         """the next write of each"""
         self.task: asyncio.Task[None] | None = None
+        self._then: asyncio.TimerHandle | None = None
         self._limit = limit
         self._writes: list[bytes] = []
         self._changed = asyncio.Event()
+
+    def then(self, after_s: float, what: Callable[[], None] | None) -> None:
+        """What becomes of it after a while, in place of what was to become of it; None: nothing.
+
+        One timer, and none that outlives its reason: what it holds is as large as the answer.
+        """
+        if self._then is not None:
+            self._then.cancel()
+        loop = asyncio.get_running_loop()
+        self._then = loop.call_later(after_s, what) if what is not None else None
 
     # --- written by the exchange ----------------------------------------------------------------
 

@@ -66,7 +66,7 @@ class Replays:
             if not recording.over and not recording.players and recording.task is not None:
                 recording.task.cancel()
 
-        asyncio.get_running_loop().call_later(self._settings.resume_s, give_up)
+        recording.then(self._settings.resume_s, give_up)
 
     async def _run(
         self, recording: Recording, wanted: Asked, run: Coroutine[None, None, None]
@@ -88,7 +88,7 @@ class Replays:
                 keep_s = 0.0  # those who wait for it have it
             elif wanted.idempotency is not None:
                 keep_s = self._settings.idempotency_s
-            asyncio.get_running_loop().call_later(keep_s, self._forget, recording, wanted)
+            recording.then(keep_s, lambda: self._forget(recording, wanted))
 
     async def close(self) -> None:
         """Ends what still runs; after the drain, or when the process fails."""
@@ -120,6 +120,7 @@ class Replays:
             if known[name].over and not known[name].players:
                 size -= known[name].size
                 dropped = known.pop(name)
+                dropped.then(0.0, None)
                 for at in [at for at, other in self._by_key.items() if other is dropped]:
                     del self._by_key[at]
         if len(known) >= settings.max_recordings or size > settings.max_recorded_bytes:

@@ -205,12 +205,12 @@ class Server:
         """The request runs on its own; this connection, and those that join, play what it gives."""
         settings, replays = self._context.settings, self._context.replays
         digest = hashlib.sha256(endpoint.value.encode() + b"\n" + raw).digest()
-        recording = replays.find(key.id, wanted, digest)
-        if recording is None:
-            forward = self._context.forward
-            peer = forward.peer_for(http, key.id, wanted)
-            if peer is not None and (answer := await forward.ask(http, peer, raw)) is not None:
+        recording, forward = replays.find(key.id, wanted, digest), self._context.forward
+        if recording is None and (peer := forward.peer_for(http, key.id, wanted)) is not None:
+            if (answer := await forward.ask(http, peer, raw)) is not None:
                 return answer
+            recording = replays.find(key.id, wanted, digest)  # begun by another meanwhile
+        if recording is None:
             if wanted.last is not None:
                 raise replay.gone()
             if wanted.ids:
