@@ -127,7 +127,7 @@ class Connection(RequestHandler):
             return
         self._close = True
         if self.transport is not None:
-            self.transport.close()
+            self._let_go(self.transport)
 
     def _refused_at_once(self) -> bool:
         """Whether the one request that came was refused without a task: it takes a crowd to need it."""
@@ -179,7 +179,13 @@ class Connection(RequestHandler):
             self._current_request = None
             request._task = _NOT_NOW  # noqa: SLF001 - else a cycle: task, frame, request, task
         if not isinstance(response, Sent) or self._upgraded:
-            response, gone = await self.finish_response(request, response, None)
+            try:
+                async with asyncio.timeout(self._listener.write_timeout_s):
+                    response, gone = await self.finish_response(request, response, None)
+            except TimeoutError:
+                if self.transport is not None:
+                    self.transport.abort()
+                return False  # the client takes nothing
             if gone:
                 return False
         if self.transport is None or self.transport.is_closing():
@@ -229,6 +235,18 @@ class Connection(RequestHandler):
     def log_exception(self, *_: Any, **about: Any) -> None:
         """Only what kind of error: its text may quote the client."""
         log.error("connection.bug", kind=type(about.get("exc_info")).__name__)
+
+    def force_close(self) -> None:
+        transport = self.transport
+        super().force_close()
+        if transport is not None:
+            self._let_go(transport)
+
+    def _let_go(self, transport: asyncio.Transport) -> None:
+        """Closes; what is unsent may still leave, but who takes nothing does not hold us for ever."""
+        transport.close()
+        if transport.get_write_buffer_size():
+            self._loop.call_later(self._listener.write_timeout_s, transport.abort)
 
     def _close_when_idle(self) -> None:
         """From now on `keepalive_timeout` counts; one timer, which looks again when it is early."""

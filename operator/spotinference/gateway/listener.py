@@ -73,6 +73,7 @@ class Listener(web.Server):
         self.is_full = is_full
         self.refuse = refuse
         self._head_timeout_s = settings.head_timeout_s
+        self.write_timeout_s = settings.client_write_timeout_s
         self.max_connections = settings.max_connections
 
     @property
