@@ -277,3 +277,15 @@ async def test_an_engine_waits_while_nobody_reads() -> None:
         assert answer._buffered < 1024 * 1024
         assert len(await whole(answer)) == size
         answer.close()
+
+
+async def test_an_engine_whose_last_connection_broke_leaves_nothing_behind() -> None:
+    async with served(SIZED, lambda writer: writer.transport.abort()) as (engine, pool):
+        first = await get(pool, engine)
+        assert await whole(first) == b"hello, world"
+        first.close()
+        with pytest.raises(Broken):
+            await get(pool, engine)
+        assert engine.connections == 1
+        await eventually(lambda: not pool._all, 5)
+        assert pool._idle == {}

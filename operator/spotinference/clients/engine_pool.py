@@ -94,6 +94,8 @@ class Pool:
         latest = asyncio.get_running_loop().time() - self._keepalive_s
         while waiting:
             answer = waiting.pop()
+            if not waiting:
+                del self._idle[base_url]
             if answer.idle_since >= latest and answer in self._all:
                 return answer
             answer.drop()

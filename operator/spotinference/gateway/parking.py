@@ -22,6 +22,10 @@ from spotinference.gateway.errors import Code, GatewayError
 from spotinference.gateway.metrics import Metrics
 
 
+LINE_SLACK = 64
+"""Orders of requests that have left which a queue keeps beyond as many as still wait."""
+
+
 @dataclass(slots=True, eq=False)
 class Ticket:
     """A request's place, the same for its whole life."""
@@ -165,6 +169,9 @@ class Parking:
             counter[ticket.key_id] -= by
         if not self._of_key[ticket.key_id]:
             del self._of_key[ticket.key_id], self._bytes_of_key[ticket.key_id]
+        if len(queue.line) > 2 * len(queue.places) + LINE_SLACK:  # a tier may be asleep for days
+            queue.line = [order for order, one in queue.places.items() if not one.future.done()]
+            heapq.heapify(queue.line)
         self._changed(ref, queue)
         self._tidy(ref, queue)
 
