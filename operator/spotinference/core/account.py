@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from spotinference.api.kinds import Json
 from spotinference.core.continuation import Class
 
 
@@ -31,13 +30,20 @@ class Account:
     replica: str | None = None
     """the last that gave anything"""
 
-    def use(self, usage: Json) -> None:
-        """Takes over what the engine itself counted, in the words of either API."""
+    def use(self, usage: object) -> None:
+        """Takes over what the engine itself counted, in the words of either API; what is no count
+        counts nothing.
+        """
+        if not isinstance(usage, dict):
+            return
         prompt = usage.get("prompt_tokens", usage.get("input_tokens"))
-        self.prompt_tokens = int(prompt or 0)
-        self.completion_tokens = int(
-            usage.get("completion_tokens", usage.get("output_tokens")) or 0
-        )
-        details = usage.get("prompt_tokens_details") or usage.get("input_tokens_details") or {}
-        if self.cached_tokens is None and details.get("cached_tokens") is not None:
-            self.cached_tokens = int(details["cached_tokens"])
+        self.prompt_tokens = _count(prompt) or 0
+        completion = usage.get("completion_tokens", usage.get("output_tokens"))
+        self.completion_tokens = _count(completion) or 0
+        details = usage.get("prompt_tokens_details") or usage.get("input_tokens_details")
+        if self.cached_tokens is None and isinstance(details, dict):
+            self.cached_tokens = _count(details.get("cached_tokens"))
+
+
+def _count(value: object) -> int | None:
+    return value if isinstance(value, int) and value >= 0 else None

@@ -158,7 +158,12 @@ def decode(data: bytes) -> Json | None:
 
 
 def encode(chunk: Json) -> bytes:
-    return b"data: " + orjson.dumps(chunk) + b"\n\n"
+    return event(orjson.dumps(chunk))
+
+
+def event(data: bytes) -> bytes:
+    """An event of one line: in JSON a line break can only be a space."""
+    return b"data: " + data.replace(b"\n", b" ") + b"\n\n"
 
 
 def identity(chunk: Json) -> Identity | None:

@@ -145,7 +145,7 @@ def prepare(
             sent["return_token_ids"] = True
         if kind is Class.REPLAY and body.get("seed") is None and not _greedy(body):
             sent["seed"] = seed
-    prompts = _prompts(body)
+    prompts = _prompts(endpoint, body)
     return Prepared(
         endpoint=endpoint,
         body=sent,
@@ -185,8 +185,8 @@ def _gathers(endpoint: Endpoint, body: Json, kind: Class, tokens: int | None) ->
     return limit is None or limit >= tokens
 
 
-def _prompts(body: Json) -> int:
-    prompt = body.get("prompt")
+def _prompts(endpoint: Endpoint, body: Json) -> int:
+    prompt = body.get("prompt") if endpoint is Endpoint.COMPLETION else None
     return len(prompt) if isinstance(prompt, list) and not isinstance(prompt[0], int) else 1
 
 
@@ -205,7 +205,7 @@ def _classify(endpoint: Endpoint, body: Json, *, enabled: bool, parsed: bool) ->
         return Class.REFUSED, "spec.interruption.continuation is off"
     if not _greedy(body):
         return Class.REPLAY, "sampled with a seed"
-    if (body.get("n") or 1) != 1 or _prompts(body) != 1:
+    if (body.get("n") or 1) != 1 or _prompts(endpoint, body) != 1:
         return Class.REPLAY, "several choices"
     if parsed and endpoint is Endpoint.CHAT:
         return Class.REPLAY, "a reasoning parser shapes the answer"

@@ -270,7 +270,7 @@ def waiting(body: Json, *, response_id: str, created_at: int, model: str) -> Jso
 
 
 def _written(kind: str, data: bytes) -> bytes:
-    return b"event: " + kind.encode() + b"\ndata: " + data + b"\n\n"
+    return b"event: " + kind.encode() + b"\n" + chunks.event(data)
 
 
 def _cancelled(event: Json) -> bool:

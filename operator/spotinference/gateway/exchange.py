@@ -167,10 +167,10 @@ class Exchange(ABC):
             log.error("answer.bug", id=self._id, bug=logs.where(error))  # noqa: TRY400
             return await self._reply.abort(GatewayError(Code.INTERNAL_ERROR, "Internal error."))
         finally:
-            self._settle_account()
-            self._waiting.over()
             if self.account.first_token_at is not None:
                 self._context.turns.live -= self._prepared.stream
+            self._waiting.over()
+            self._settle_account()
 
     def _settle_account(self) -> None:
         self.account.attempts = self._attempts

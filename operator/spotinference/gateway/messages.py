@@ -36,6 +36,11 @@ class Request(web.BaseRequest):
     answer_headers: Mapping[str, str] = MappingProxyType({})
     """what any answer to this request carries"""
 
+    @property
+    def begun(self) -> bool:
+        """Bytes of an answer are out."""
+        return self.answered or (self._made is not None and self._made.output_size > 0)
+
     def body_that_came(self) -> bytes:
         """The whole body, once it has ended; `read_nowait` without its machinery."""
         if self._payload is EMPTY_PAYLOAD:

@@ -21,7 +21,6 @@ from spotinference.gateway.config import GatewaySettings
 from spotinference.gateway.errors import Code, GatewayError
 from spotinference.gateway.metrics import Metrics
 
-
 LINE_SLACK = 64
 """Orders of requests that have left which a queue keeps beyond as many as still wait."""
 

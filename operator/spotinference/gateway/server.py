@@ -37,7 +37,7 @@ from spotinference.gateway.keys import KeyRing
 from spotinference.gateway.listener import Handler
 from spotinference.gateway.messages import Request
 from spotinference.gateway.replay import Asked, RecordedReply, Recording
-from spotinference.gateway.reply import Reply, at_once
+from spotinference.gateway.reply import Reply, at_once, cut
 from spotinference.gateway.response_stream import ResponseStream
 from spotinference.gateway.streamed import Gathered, Streamed
 from spotinference.gateway.whole import Whole
@@ -171,6 +171,9 @@ class Server:
 
     def _refused(self, http: Request, error: GatewayError) -> web.StreamResponse:
         self._count_refused(http, error)
+        if http.begun:
+            cut(http)
+            raise ConnectionResetError("a second answer would be read as that to the next request")
         headers = self._headers_of(http, error)
         if error.status in {429, 503} and not self.stopping:  # refusals come in crowds: cheaply
             sent = at_once(http, error.status, headers, error.body())
@@ -293,9 +296,9 @@ class Server:
             code = error.code.wire
             raise
         finally:
+            grant.settle((run.account.prompt_tokens or 0) + (run.account.completion_tokens or 0))
             run.trace.ended(code, delivered=run.account.completion_tokens or 0)
             self._context.usage.over(http.request_id, endpoint, key, tier, run.trace, run.account)
-            grant.settle((run.account.prompt_tokens or 0) + (run.account.completion_tokens or 0))
         self._context.metrics.requests.labels(tier.ref.name, code).inc()
         return response
 

@@ -231,7 +231,7 @@ class Streamed(Exchange):
                 break
             if chunk is not None and not self._shown(chunk):
                 continue
-            good.append(b"data: " + event.data + b"\n\n")
+            good.append(chunks.event(event.data))
         if any(raw is not KEEP_ALIVE for raw in good):
             self._flow(replica)
             self._delivered.record(b"".join(good))

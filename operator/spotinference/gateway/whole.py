@@ -47,8 +47,7 @@ class Whole(Exchange):
                 raise Lost(f"{replica.name}: the answer is not whole")
             if _given_up(self._prepared.endpoint, decoded):
                 raise Lost(f"{replica.name}: the engine gave the answer up")
-        if isinstance(usage := decoded.get("usage"), dict):
-            self.account.use(usage)
+        self.account.use(decoded.get("usage"))
 
     async def _read(self, answer: Answer, attempt: Attempt) -> bytes:
         """The body, within its bound."""
