@@ -8,9 +8,16 @@ from contextlib import asynccontextmanager
 
 import pytest
 
-from spotinference.clients.engine_http import Answer, Broken, NoConnection, Silent
+from spotinference.clients.engine_http import (
+    MAX_BUFFERED_BYTES,
+    Answer,
+    Broken,
+    NoConnection,
+    Silent,
+)
 from spotinference.clients.engine_pool import Pool
 from tests.support.eventually import eventually
+from tests.support.virtual_time import VirtualClock, virtual_time
 
 HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream; charset=utf-8\r\n"
 CHUNKED = HEAD + b"Transfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n7\r\n, world\r\n0\r\n\r\n"
@@ -289,3 +296,33 @@ async def test_an_engine_whose_last_connection_broke_leaves_nothing_behind() -> 
         assert engine.connections == 1
         await eventually(lambda: not pool._all, 5)
         assert pool._idle == {}
+
+
+class _Transport(asyncio.Transport):
+    def write(self, data: bytes | bytearray | memoryview) -> None:
+        return
+
+    def pause_reading(self) -> None:
+        return
+
+    def resume_reading(self) -> None:
+        return
+
+    def abort(self) -> None:
+        return
+
+
+@virtual_time
+async def test_an_engine_that_had_to_wait_for_us_has_its_whole_time_again(_: VirtualClock) -> None:
+    answer = Answer(Pool(limit=1, keepalive_s=4.0), "http://engine")
+    answer.connection_made(_Transport())
+    answer.ask(b"", silence_s=60)
+    large = b"x" * (MAX_BUFFERED_BYTES + 1)
+    answer.data_received(HEAD + b"Content-Length: %d\r\n\r\n" % (len(large) + 1) + large)
+    assert answer.paused
+    await asyncio.sleep(89)
+    assert await answer.part() == large
+    await asyncio.sleep(50)
+    answer.data_received(b"y")
+    assert await answer.part() == b"y"
+    assert answer.ended

@@ -195,6 +195,7 @@ class Answer(asyncio.Protocol):
         self._buffered = 0
         if self._paused and self._transport is not None:
             self._paused = False
+            self._heard_at = self._loop.time()  # until now it was we who did not listen
             self._transport.resume_reading()
         return data
 
