@@ -16,7 +16,6 @@ import random
 import signal
 import socket
 import sys
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -33,6 +32,7 @@ from spotinference.gateway.forward import door
 from spotinference.gateway.listener import Listener
 from spotinference.gateway.metrics import Metrics
 from spotinference.gateway.overview import Operational
+from spotinference.gateway.scratch import scratch
 
 log = structlog.get_logger(__name__)
 
@@ -114,6 +114,9 @@ class Worker:
             stdin=asyncio.subprocess.PIPE,  # its end tells the worker that its supervisor is gone
             env=self._environment(),
         )  # fmt: skip
+        if self._stopping.is_set():  # `stop` came while it was being started, and saw none
+            with contextlib.suppress(ProcessLookupError):
+                process.terminate()
         log.info("worker.started", worker=self.index, pid=process.pid)
         ended = asyncio.ensure_future(process.wait())
         try:
@@ -207,10 +210,10 @@ async def run(settings: GatewaySettings, *, log_level: str) -> None:
     named = settings.model_copy(update={"id": settings.id or socket.gethostname()})
     with (
         reserved(settings.host, settings.port) as port,
-        tempfile.TemporaryDirectory(prefix="spotinference-gateway-") as folder,
+        scratch() as folder,
     ):
         workers = [
-            Worker(index, named, port, Path(folder), log_level) for index in range(settings.workers)
+            Worker(index, named, port, folder, log_level) for index in range(settings.workers)
         ]
         operational = Operational([worker.address for worker in workers], pool, gathered)
         runner = web.ServerRunner(Listener(operational.handle, settings), shutdown_timeout=1.0)
