@@ -313,7 +313,9 @@ class _Transport(asyncio.Transport):
 
 
 @virtual_time
-async def test_an_engine_that_had_to_wait_for_us_has_its_whole_time_again(_: VirtualClock) -> None:
+async def test_an_engine_that_had_to_wait_for_us_has_its_whole_time_again(
+    clock: VirtualClock,
+) -> None:
     answer = Answer(Pool(limit=1, keepalive_s=4.0), "http://engine")
     answer.connection_made(_Transport())
     answer.ask(b"", silence_s=60)
@@ -326,3 +328,4 @@ async def test_an_engine_that_had_to_wait_for_us_has_its_whole_time_again(_: Vir
     answer.data_received(b"y")
     assert await answer.part() == b"y"
     assert answer.ended
+    assert clock.monotonic() == 139

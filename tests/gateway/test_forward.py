@@ -11,6 +11,7 @@ from urllib.parse import urlsplit
 
 import aiohttp
 import pytest
+from aiohttp import web
 
 from spotinference.api.kinds import POD, Json
 from spotinference.gateway.app import Running, running
@@ -223,3 +224,43 @@ async def test_an_aborted_answer_is_cut_for_who_asked_another_process_too(
         seen = await task
         assert not seen.clean
         assert seen.done == 0
+
+
+async def test_a_gateway_that_stops_cuts_what_it_passes_on_and_adds_nothing(
+    tmp_path: Path,
+) -> None:
+    async with several("replicas", tmp_path) as here:
+        gateway = here.gateways[0]
+        forward = gateway.context.forward
+        key = next(f"k-{n}" for n in range(100) if forward._elsewhere(f"key-0\nk-{n}") is not None)
+        arrived: list[bytes] = []
+        body = chat(max_tokens=800, ignore_eos=True)
+        task = asyncio.create_task(
+            ask(here.sessions[0], body, arrived=arrived, Idempotency_Key=key)
+        )
+        await eventually(lambda: len(arrived) > 3, 5)
+        await gateway.server.drain(0.05)
+        seen = await task
+        assert (seen.status, seen.done, seen.clean) == (200, 0, False)
+        assert b"HTTP/1" not in seen.raw
+        assert b"gateway_stopping" not in seen.raw
+
+
+async def test_a_client_that_takes_no_end_of_what_is_passed_on_is_let_go(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with several("replicas", tmp_path) as here:
+        gateway = here.gateways[0]
+        forward = gateway.context.forward
+        key = next(f"k-{n}" for n in range(100) if forward._elsewhere(f"key-0\nk-{n}") is not None)
+        patient = forward._settings.model_copy(update={"client_write_timeout_s": 0.1})
+        monkeypatch.setattr(forward, "_settings", patient)
+
+        async def stuck(*_: object) -> None:
+            await asyncio.Event().wait()
+
+        monkeypatch.setattr(web.StreamResponse, "write_eof", stuck)
+        seen = await asyncio.wait_for(
+            ask(here.sessions[0], chat(max_tokens=3), Idempotency_Key=key), 5
+        )
+        assert not seen.clean

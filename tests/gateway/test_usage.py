@@ -22,7 +22,7 @@ from spotinference.cli.app import app
 from spotinference.gateway import spool
 from spotinference.gateway.spool import CLOSED, OPEN, Spool, SpoolFull
 from tests.support.eventually import eventually
-from tests.support.gateway import CHAT, KEY, Bench, bench, chat, stream
+from tests.support.gateway import CHAT, COMPLETION, KEY, Bench, bench, chat, completion, stream
 
 
 def written(root: Path) -> list[dict[str, Any]]:
@@ -135,6 +135,24 @@ async def test_a_client_that_leaves_is_billed_for_what_it_got(tmp_path: Path) ->
         (record,) = await recorded(tmp_path, 1)
     assert record["status"] == "client_gone"
     assert 5 < record["completion_tokens"] < 2000
+
+
+async def test_a_client_that_leaves_pays_for_all_its_prompts(tmp_path: Path) -> None:
+    async with bench(usage_spool=tmp_path, tokens_per_s=100) as b:
+        await b.tier("demo")
+        await b.replica()
+        prompts = ["once upon a time", "there was a very small fox", "who"]
+        async with b.http() as session:
+            whole = await stream(session, COMPLETION, completion(prompts, max_tokens=2))
+            assert whole.done == 1
+            body = completion(prompts, max_tokens=2000)
+            async with session.post(COMPLETION, json=body) as response:
+                for _ in range(20):
+                    await response.content.readany()
+                response.close()
+        paid, left = await recorded(tmp_path, 2)
+    assert left["status"] == "client_gone"
+    assert left["prompt_tokens"] == paid["prompt_tokens"] > 0
 
 
 async def test_what_no_engine_took_leaves_no_record(tmp_path: Path) -> None:

@@ -282,16 +282,30 @@ def _ending(prepared: Prepared, delivered: Delivered) -> Ending | None:
 
 
 def _prompt_tokens(prepared: Prepared, delivered: Delivered) -> int | None:
-    """Over all prompts; choices of one prompt stand together."""
+    """Over all prompts; None: the engine did not name each."""
     if prepared.prompts == 1:
         return None if delivered.prompt_ids is None else len(delivered.prompt_ids)
-    total = 0
-    for index in range(0, prepared.choices, prepared.choices // prepared.prompts):
-        choice = delivered.choices.get(index)
-        if choice is None or choice.prompt_ids is None:
-            return None
-        total += len(choice.prompt_ids)
-    return total
+    named = _named_prompts(prepared, delivered)
+    return sum(named) if len(named) == prepared.prompts else None
+
+
+def _named_prompts(prepared: Prepared, delivered: Delivered) -> list[int]:
+    """Tokens of each prompt that the engine named; choices of one prompt stand together."""
+    of_one = prepared.choices // prepared.prompts
+    return [
+        len(choice.prompt_ids)
+        for index, choice in delivered.choices.items()
+        if index % of_one == 0 and choice.prompt_ids is not None
+    ]
+
+
+def counted(prepared: Prepared, delivered: Delivered) -> tuple[int | None, int | None]:
+    """Tokens of prompts and answers for one that was not finished; None: none were named."""
+    prompt_tokens, generated = delivered.counted()
+    if prepared.prompts > 1:
+        delivered.settle()
+        prompt_tokens = sum(_named_prompts(prepared, delivered)) or None
+    return prompt_tokens, generated
 
 
 def _by_token(prepared: Prepared, delivered: Delivered) -> Next:

@@ -148,7 +148,8 @@ class Forward:
             async for data in answer.content.iter_any():
                 async with asyncio.timeout(self._settings.client_write_timeout_s):
                     await response.write(data)
-            await response.write_eof()
+            async with asyncio.timeout(self._settings.client_write_timeout_s):
+                await response.write_eof()
         except (aiohttp.ClientError, OSError, TimeoutError):
             # Cut here as it was cut there: no client may take it for an end.
             cut(http)

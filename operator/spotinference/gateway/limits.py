@@ -40,8 +40,9 @@ class _Use:
 
 
 class Grant:
-    __slots__ = ("_at", "_key", "_limits", "_tokens", "_use")
     """One admitted request; `settle` exactly once, whatever became of it."""
+
+    __slots__ = ("_at", "_key", "_limits", "_tokens", "_use")
 
     def __init__(self, limits: Limits, key: ApiKey, use: _Use, at: float, tokens: int) -> None:
         self._limits = limits

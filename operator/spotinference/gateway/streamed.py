@@ -59,7 +59,9 @@ class Streamed(Exchange):
         if self._delivered.usage is not None:
             account.use(self._delivered.usage)
         elif account.completion_tokens is None:  # cut short, or from an engine that does not tell
-            account.prompt_tokens, account.completion_tokens = self._delivered.counted()
+            account.prompt_tokens, account.completion_tokens = continuation.counted(
+                self._prepared, self._delivered
+            )
 
     # --- after a loss ---------------------------------------------------------------------------
 
