@@ -48,8 +48,9 @@ async def test_a_chat_with_a_field_of_completions_is_a_chat(prompt: Any) -> None
     async with bench() as b, b.http() as http:
         await b.tier("demo")
         await b.replica()
-        for more in {"temperature": 0}, {"temperature": 1}:
-            seen = await asyncio.wait_for(stream(http, CHAT, chat(**more) | {"prompt": prompt}), 10)
+        for temperature in 0, 1:
+            body = chat(temperature=temperature) | {"prompt": prompt}
+            seen = await asyncio.wait_for(stream(http, CHAT, body), 10)
             assert (seen.status, seen.done, seen.clean) == (200, 1, True), seen.raw[-300:]
 
 

@@ -81,7 +81,7 @@ async def test_what_nobody_reads_does_not_hold_an_idle_connection() -> None:
             asked += 1
             return await handle(http)
 
-        front.handle = counting  # type: ignore[assignment]  # of the narrower kind that comes here
+        front.handle = counting
         async with deaf(b, REQUESTS["a-client"]) as ask:
             (connection,) = front.connections
             assert isinstance(connection, Connection)

@@ -120,7 +120,8 @@ class Metrics:
             "usage_records", "Usage records: written, shipped, or dropped at a bound.", "outcome"
         )
         self.usage_shipments_failed = self._counter(
-            "usage_shipments_failed", "Batches of usage records that were not taken."
+            "usage_shipments_failed",
+            "Batches of usage records that were not taken, or not read or deleted on the disk.",
         )
         self.worker_restarts = self._counter(
             "worker_restarts", "Workers that ended by themselves and were started again."
