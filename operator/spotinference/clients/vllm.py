@@ -18,7 +18,7 @@ import aiohttp
 from tenacity import AsyncRetrying, retry_if_exception_type, stop_after_attempt, wait_fixed
 
 from spotinference import errors
-from spotinference.core.latency import Histogram, histogram
+from spotinference.core.latency import MAX_COUNT, Histogram, histogram
 
 SCRAPE_DEADLINE_S = 2.0
 MAX_PAGE_BYTES = 1 << 20
@@ -56,6 +56,7 @@ HISTOGRAMS: Mapping[str, tuple[str, ...]] = {
 }
 """The same for latencies. One that lies is left out: it says nothing about the load beside it."""
 _REQUIRED = (RUNNING, WAITING)
+_COUNTS = (FINISHED, REJECTED, PREEMPTED, TOKENS)
 _WANTED = frozenset(name for names in ALIASES.values() for name in names)
 _BUCKETS = frozenset(name for names in HISTOGRAMS.values() for name in names)
 _BOUND = re.compile(r'[{,]\s*le="([^"]*)"')
@@ -87,18 +88,19 @@ class EngineLoad:
 
 def parse(page: bytes) -> EngineLoad:
     """The load of an engine, summed over its label sets; `ScrapeFailed` when anything is off."""
-    found: dict[str, list[float]] = {}
-    buckets: dict[str, list[tuple[float, float]]] = {}
+    found: dict[str, dict[str, float]] = {}
+    buckets: dict[str, dict[str, tuple[float, float]]] = {}
     for line in page.decode("utf-8", "replace").splitlines():
         if not line.startswith("vllm:"):
             continue
         name = line.partition("{")[0].partition(" ")[0]
+        labels = line.rpartition("}")[0]  # said twice it is still one series: the last one counts
         if name in _WANTED:
-            found.setdefault(name, []).append(_value(name, line))
+            found.setdefault(name, {})[labels] = _value(name, line)
         elif name in _BUCKETS:
-            buckets.setdefault(name, []).append(_bucket(line))
+            buckets.setdefault(name, {})[labels] = _bucket(line)
     values = {
-        signal: next((found[name] for name in names if name in found), [])
+        signal: next((list(found[name].values()) for name in names if name in found), [])
         for signal, names in ALIASES.items()
     }
     for signal in _REQUIRED:
@@ -107,6 +109,9 @@ def parse(page: bytes) -> EngineLoad:
             raise ScrapeFailed("missing", f"{name} is not on the metrics page")
         if sum(values[signal]) > MAX_GAUGE:
             raise ScrapeFailed("absurd", f"{name} is {sum(values[signal])}")
+    for signal in _COUNTS:
+        if sum(values[signal]) > MAX_COUNT:
+            raise ScrapeFailed("absurd", f"{ALIASES[signal][0]} is {sum(values[signal])}")
     kv_use = max(values[KV_USE], default=None)
     if kv_use is not None and kv_use > MAX_KV_USE:
         raise ScrapeFailed("absurd", f"{ALIASES[KV_USE][0]} is {kv_use}")
@@ -123,9 +128,11 @@ def parse(page: bytes) -> EngineLoad:
     )
 
 
-def _histogram(buckets: Mapping[str, list[tuple[float, float]]], signal: str) -> Histogram | None:
+def _histogram(
+    buckets: Mapping[str, Mapping[str, tuple[float, float]]], signal: str
+) -> Histogram | None:
     name = next((n for n in HISTOGRAMS[signal] if n in buckets), None)
-    return None if name is None else histogram(buckets[name])
+    return None if name is None else histogram(buckets[name].values())
 
 
 def _bucket(line: str) -> tuple[float, float]:

@@ -123,7 +123,14 @@ def build(config: OperatorConfig, kube: Kube, engines: EngineClient) -> Parts:
     scraper = Scraper(store, engines, clock, queue.add)
     nodes.contact_of = scraper.contact
     volumes = VolumeZones(kube, store, queue.add)
-    learner = Learner(store, scraper, demand, clock, queue.add)
+    learner = Learner(
+        store,
+        scraper,
+        demand,
+        clock,
+        queue.add,
+        on_bug=lambda family: metrics.errors.labels(family).inc(),
+    )
     observer = Observer(
         store,
         nodes,

@@ -13,6 +13,8 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+import structlog
+
 from spotinference import errors
 from spotinference.api import parse
 from spotinference.api.kinds import POD, TIER, Json
@@ -27,6 +29,8 @@ from spotinference.core.autoscale import sizing_rules
 from spotinference.core.latency import Histogram, grown, in_time
 from spotinference.core.observed import Learned, Sample, TierRef
 from spotinference.core.slo import KV_FULL, Objective, Pace
+
+log = structlog.get_logger(__name__)
 
 EVERY_S = 10.0
 AT_ONCE = 50
@@ -70,6 +74,8 @@ class Learner:
     demand: DemandBook
     clock: Clock
     on_change: Callable[[TierRef], None]
+    on_bug: Callable[[str], None] = lambda _: None
+    """told the family of an error that no tier's learning should have raised"""
     _tiers: dict[str, _Tier] = field(default_factory=dict)
     """by the tier's uid"""
 
@@ -93,12 +99,22 @@ class Learner:
         for uid in [uid for uid in self._tiers if uid not in uids]:
             del self._tiers[uid]
         for number, body in enumerate(bodies):
-            tier = self._known(body)
-            if tier is not None:
-                meta = body["metadata"]
-                self._read(TierRef(meta["namespace"], meta["name"]), tier)
+            self._look_at(body)
             if number % AT_ONCE == AT_ONCE - 1:
                 await asyncio.sleep(0)
+
+    def _look_at(self, body: Json) -> None:
+        """One tier; what is wrong with it neither ends the process nor blinds it to the others."""
+        meta = body["metadata"]
+        ref = TierRef(meta["namespace"], meta["name"])
+        try:
+            tier = self._known(body)
+            if tier is not None:
+                self._read(ref, tier)
+        except Exception as error:  # the outermost frame for one tier
+            log.exception("learning.bug", tier=str(ref), error=str(error))
+            self.on_bug(type(error).__name__)
+            self._tiers.pop(meta["uid"], None)  # what it remembers may be the reason
 
     def _known(self, body: Json) -> _Tier | None:
         """With the tier's spec and status, parsed only when they changed; None: spec invalid."""

@@ -66,7 +66,7 @@ class Metrics:
         )
         self.errors = Counter(
             f"{PREFIX}_reconcile_errors_total",
-            "Looks at a tier that ended in an error, by family.",
+            "Looks at a tier, or readings of its load, that ended in an error, by family.",
             ["error"],
             registry=self.registry,
         )

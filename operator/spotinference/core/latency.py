@@ -13,6 +13,8 @@ from itertools import pairwise
 
 MAX_BUCKETS = 64
 """vLLM's have about twenty."""
+MAX_COUNT = 1e15
+"""A million events a second for thirty years: no count is higher, and sums of some stay exact."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,7 +29,7 @@ def histogram(buckets: Iterable[tuple[float, float]]) -> Histogram | None:
     """From (bound in seconds, count) pairs, those of several engines added up; None if they lie."""
     sums: dict[float, float] = {}
     for bound, count in buckets:
-        if math.isnan(bound) or not 0 <= count < math.inf:
+        if math.isnan(bound) or not 0 <= count <= MAX_COUNT:
             return None
         sums[bound] = sums.get(bound, 0.0) + count
     bounds = tuple(sorted(sums))

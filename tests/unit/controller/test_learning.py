@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+from types import SimpleNamespace
 from typing import cast
 
 import pytest
@@ -147,6 +148,32 @@ async def test_what_was_not_seen_is_neither_a_lull_nor_a_burst(clock: VirtualClo
     assert learned.memory.forecaster.levels is not None
     assert learned.memory.forecaster.levels == pytest.approx((2.0, 2.0, 2.0, 2.0), rel=0.15)
     assert learned.memory.capacity.requests_per_s == pytest.approx(4.0, rel=0.15)
+
+
+@pytest.mark.fault(21)
+@virtual_time
+async def test_a_tier_whose_reading_fails_ends_neither_the_process_nor_the_others(
+    clock: VirtualClock,
+) -> None:
+    it = Bench(clock)
+    bugs: list[str] = []
+    it.learner.on_bug = bugs.append
+    broken = tier(uid="broken-uid")
+    broken["metadata"]["name"] = "broken"
+    it.store.put(TIER, broken)
+    fresh = it.learner.demand.fresh
+
+    def fails(ref: TierRef) -> object:
+        if ref.name == "broken":
+            raise OverflowError("of one tier")
+        return fresh(ref)
+
+    it.learner.demand = cast("DemandBook", SimpleNamespace(fresh=fails))
+    await asyncio.sleep(120)
+    assert not it.tasks[1].done()
+    assert it.learned().memory.capacity.known
+    assert it.learner.learned("broken-uid") is None
+    assert set(bugs) == {"OverflowError"}
 
 
 @virtual_time

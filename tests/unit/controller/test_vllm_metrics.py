@@ -80,7 +80,16 @@ def test_latencies_are_read_under_old_and_new_names_and_added_up_over_engines() 
 
 
 @pytest.mark.fault(51)
-@pytest.mark.parametrize("value", ["NaN", "-3", "many", "1e400"])
+def test_a_series_that_is_said_twice_counts_once() -> None:
+    page = PAGE + PAGE + b'vllm:inter_token_latency_seconds_bucket{le="+Inf"} 4\n' * 2
+    load = parse(page)
+    assert (load.running, load.waiting, load.finished_total) == (5, 7, 42)
+    assert load.itl is not None
+    assert load.itl.counts == (4,)
+
+
+@pytest.mark.fault(51)
+@pytest.mark.parametrize("value", ["NaN", "-3", "many", "1e400", "1.7e308"])
 def test_a_latency_that_lies_is_unknown_and_leaves_the_load_known(value: str) -> None:
     load = parse(PAGE + f'vllm:inter_token_latency_seconds_bucket{{le="+Inf"}} {value}\n'.encode())
     assert load.itl is None
@@ -101,6 +110,12 @@ def test_a_latency_that_lies_is_unknown_and_leaves_the_load_known(value: str) ->
         (b"vllm:num_requests_waiting 1e12", "absurd"),
         (b"vllm:num_requests_waiting 0\nvllm:kv_cache_usage_perc 7", "absurd"),
         (b"vllm:num_requests_waiting 0\nvllm:generation_tokens_total NaN", "nan"),
+        (b"vllm:num_requests_waiting 0\nvllm:request_success_total 1.7e308", "absurd"),
+        (
+            b"vllm:num_requests_waiting 0\n"
+            + b"".join(b'vllm:num_preemptions_total{e="%d"} 1.7e308\n' % e for e in (0, 1)),
+            "absurd",
+        ),
         (b"vllm:requests_waiting_by_another_name 3", "missing"),
         (b"", "missing"),
     ],
