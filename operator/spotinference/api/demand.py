@@ -16,6 +16,8 @@ from spotinference.api.kinds import LEASE, TIER, Json
 
 LEASE_DURATION_S = 30
 RENEW_S = 10
+MAX_PARKED = 1_000_000
+"""No gateway holds more (`spec.wake.maxParked` is at most a tenth of it)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,8 +67,8 @@ def parse(body: Json) -> Demand | None:
     try:
         return Demand(
             gateway_id=str(body["spec"]["holderIdentity"]),
-            parked=max(0, int(annotations[names.ANNOTATION_PARKED])),
+            parked=min(MAX_PARKED, max(0, int(annotations[names.ANNOTATION_PARKED]))),
             oldest_parked_at=times.parse(annotations[names.ANNOTATION_OLDEST_PARKED_AT]),
         )
-    except (KeyError, ValueError):
+    except (KeyError, TypeError, ValueError):
         return None

@@ -6,7 +6,7 @@ a rule existed, and everything that never saw an API server (tests, the simulato
 
 from __future__ import annotations
 
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
@@ -16,9 +16,11 @@ from spotinference.api.kinds import Json
 from spotinference.api.model import ApiModel
 from spotinference.api.pool import PoolSpec
 from spotinference.api.tier import TierSpec
-from spotinference.api.tier_status import TierStatus
+from spotinference.api.tier_status import TierStatus, WakeStatus
 
 _Model = TypeVar("_Model", bound=ApiModel)
+_MAX_LAYERS = 8
+"""A status is not nested as deep: each round takes away what one layer lacks."""
 
 
 def parse_tier(body: Json) -> TierSpec:
@@ -34,11 +36,41 @@ def parse_pool(body: Json) -> PoolSpec:
 
 
 def parse_status(body: Json) -> TierStatus:
-    """The status of a tier. One that a hand or another version damaged counts as none at all."""
-    try:
-        return TierStatus.model_validate(body.get("status") or {})
-    except ValidationError:
-        return TierStatus()
+    """The status of a tier. What a hand or another version damaged counts as not there; all else is
+    kept: what was learned, and the number of replicas, are in there too.
+    """
+    status = body.get("status") or {}
+    for _ in range(_MAX_LAYERS):
+        try:
+            return TierStatus.model_validate(status)
+        except ValidationError as error:
+            wrong = error.errors(include_url=False, include_context=False, include_input=False)
+            # What a field lacks is missing from what is around it: that goes as a whole.
+            places = [e["loc"][:-1] if e["type"] == "missing" else e["loc"] for e in wrong]
+            if not all(places):
+                break
+            status = _without(status, places)
+    return TierStatus()
+
+
+def parse_wake(body: Json) -> WakeStatus | None:
+    """The wake of a tier's status alone; as `parse_status`."""
+    wake = (body.get("status") or {}).get("wake")
+    return parse_status({"status": {"wake": wake}}).wake
+
+
+def _without(value: Any, places: list[tuple[int | str, ...]]) -> Any:
+    """A copy without what is at these places, each a path of keys and indices."""
+    gone = {place[0] for place in places if len(place) == 1}
+    deeper: dict[int | str, list[tuple[int | str, ...]]] = {}
+    for place in places:
+        if len(place) > 1:
+            deeper.setdefault(place[0], []).append(place[1:])
+    if isinstance(value, dict):
+        kept = ((k, v) for k, v in value.items() if k not in gone)
+        return {k: _without(v, deeper[k]) if k in deeper else v for k, v in kept}
+    kept_items = ((i, v) for i, v in enumerate(value) if i not in gone)
+    return [_without(v, deeper[i]) if i in deeper else v for i, v in kept_items]
 
 
 def _obey_name(body: Json, name_rules: tuple[rules.Rule, ...]) -> None:

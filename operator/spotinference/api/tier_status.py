@@ -4,12 +4,23 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field, StringConstraints
+from pydantic import AfterValidator, Field, StringConstraints
 
 from spotinference.api import rules as r
+from spotinference.api import times
 from spotinference.api.model import ApiModel
 
-Time = Annotated[str, StringConstraints(max_length=40)]
+
+def _moment(text: str) -> str:
+    """A time that can be reckoned with; ValueError for any other."""
+    if not _FIRST_YEAR <= times.parse(text).year <= _LAST_YEAR:
+        raise ValueError(f"{text!r} is no moment of a tier")
+    return text
+
+
+_FIRST_YEAR, _LAST_YEAR = 1970, 9000
+"""Far from both ends of what datetime can say: durations are added to it and taken off."""
+Time = Annotated[str, StringConstraints(max_length=40), AfterValidator(_moment)]
 """RFC 3339 in UTC. A string, because a printer column of type date shows the past only."""
 
 

@@ -238,7 +238,7 @@ def _capacity(observed: Observed, d: Decision) -> Finding:
         kind = str(ConditionType.CAPACITY_AVAILABLE)
         before = next((c for c in observed.status.conditions if c.type == kind), None)
         if before is not None and before.status == "False":
-            return Finding(False, Reason(before.reason), before.message)
+            return Finding(False, _known(before.reason), before.message)
         return Finding(True, Reason.CAPACITY_FOUND, "no launch is being refused")
     if elsewhere := [r for p in refused for r in p.replicas if r.volume_elsewhere]:
         return _volume_elsewhere(elsewhere[0])
@@ -253,6 +253,14 @@ def _capacity(observed: Observed, d: Decision) -> Finding:
         "Retried in turn; add pools or zones to spec.placement.pools, or allow "
         "placement.onDemand.burst with an on-demand pool",
     )
+
+
+def _known(reason: str) -> Reason:
+    """A reason that stands in the status; another version may have had others."""
+    try:
+        return Reason(reason)
+    except ValueError:
+        return Reason.NO_CAPACITY
 
 
 def _too_dear(observed: Observed, d: Decision) -> Finding:

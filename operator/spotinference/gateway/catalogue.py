@@ -9,11 +9,10 @@ from datetime import datetime
 import structlog
 from pydantic import ValidationError
 
-from spotinference.api import durations, times
+from spotinference.api import durations, parse, times
 from spotinference.api.keys import ApiKey
 from spotinference.api.kinds import Json
 from spotinference.api.tier import TierSpec
-from spotinference.api.tier_status import WakeStatus
 from spotinference.core import eta
 from spotinference.core.eta import Profile, Wake
 from spotinference.core.observed import TierRef
@@ -166,7 +165,7 @@ def _parse(ref: TierRef, body: Json) -> Tier | Invalid:
     try:
         spec = TierSpec.model_validate(body.get("spec") or {})
         status = body.get("status") or {}
-        wake = WakeStatus.model_validate(status["wake"]) if status.get("wake") else None
+        wake = parse.parse_wake(body)
         return Tier(
             ref=ref,
             uid=body["metadata"]["uid"],
