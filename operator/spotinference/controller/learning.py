@@ -33,6 +33,8 @@ from spotinference.core.slo import KV_FULL, Objective, Pace
 log = structlog.get_logger(__name__)
 
 EVERY_S = 10.0
+CLOCK_STEP_S = 5.0
+"""Wall time that passed by so much more or less than the monotonic clock says was set, not lived."""
 AT_ONCE = 50
 """Tiers read without letting others run: a few milliseconds."""
 
@@ -57,6 +59,9 @@ class _Seen:
 class _Tier:
     memory: sizing.Memory
     at_s: float
+    """wall time of the last reading: the daily pattern needs the time of day"""
+    read_at: float
+    """the same by the monotonic clock"""
     spec: TierSpec
     status: TierStatus
     version: str = ""
@@ -129,14 +134,21 @@ class Learner:
         status = parse.parse_status(body)
         if tier is None:
             memory = learned.from_status(status.learned, status.scaling.idle_since)
-            tier = self._tiers[uid] = _Tier(memory, self.clock.now().timestamp(), spec, status)
+            now_s, read_at = self.clock.now().timestamp(), self.clock.monotonic()
+            tier = self._tiers[uid] = _Tier(memory, now_s, read_at, spec, status)
         tier.version, tier.spec, tier.status = version, spec, status
         return tier
 
     def _read(self, ref: TierRef, tier: _Tier) -> None:
-        now_s = self.clock.now().timestamp()
-        passed_s = now_s - tier.at_s
+        now_s, read_at = self.clock.now().timestamp(), self.clock.monotonic()
+        passed_s, set_s = read_at - tier.read_at, now_s - tier.at_s - (read_at - tier.read_at)
         if passed_s <= 0:
+            return
+        tier.read_at = read_at
+        if abs(set_s) > CLOCK_STEP_S:
+            log.warning("learning.clock_set", tier=str(ref), by_s=round(set_s, 1))
+            tier.memory, tier.reading = sizing.clock_set(tier.memory, now_s), None
+            tier.at_s, tier.pods = now_s, {}
             return
         demands, _ = self.demand.fresh(ref)
         parked = sum(d.parked for d in demands)

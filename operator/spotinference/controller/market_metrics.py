@@ -99,8 +99,9 @@ class MarketMetrics(Collector):
         market = Market(status.pool, status.zone)
         kind = "unknown" if pool is None else pool.capacity_type
         labels = [str(ref), str(market), kind]
-        now_s = self._clock.now().timestamp()
-        belief = outlook.belief_of(status)
+        now = self._clock.now()
+        now_s = now.timestamp()
+        belief = outlook.belief_of(status, now)
         values: dict[str, float] = {
             "ready": status.ready,
             "launching": max(0, status.desired - status.ready),

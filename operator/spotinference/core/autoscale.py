@@ -168,7 +168,7 @@ def foreseen(observed: Observed, current: int, limit: int) -> Foreseen:
         return Foreseen()
     memory, reading = observed.learned.memory, observed.learned.reading
     judged = any(skill.loss is not None for skill in memory.forecaster.skills)
-    if not judged or observed.now.timestamp() - reading.at_s > READING_COUNTS_S:
+    if not judged or abs(observed.now.timestamp() - reading.at_s) > READING_COUNTS_S:
         return Foreseen()
     need = sizing.need(memory, reading, sizing_rules(observed.spec, observed.status, limit))
     if need is None:
@@ -214,13 +214,11 @@ def _with_idle(scaling: ScalingStatus, fleet: Fleet, load: Load, now: datetime) 
     """`idleSince` set while nothing is running, waiting, parked or unknown."""
     if not load.none:
         return scaling.model_copy(update={"idle_since": None})
-    since = _parse(scaling.idle_since) or now
-    if load.active_at is not None and load.active_at > since:
-        since = min(load.active_at, now)
     # The idle time of a tier begins when it can serve, not while it still loads.
-    ready = [r.view.ready_at for r in fleet.ready if r.view.ready_at is not None]
-    if ready and max(ready) > since:
-        since = min(max(ready), now)
+    ready = (r.view.ready_at for r in fleet.ready)
+    # A kubelet's clock may be ahead of ours: what is yet to come would be written at each look.
+    seen = [at for at in (load.active_at, *ready) if at is not None and at <= now]
+    since = max([_since(scaling.idle_since, now) or now, *seen])
     # Whole seconds are written: rounded down, a tier would sleep before its idle time is over.
     up = timedelta(microseconds=999_999)
     return scaling.model_copy(update={"idle_since": times.to_text(since + up)})
@@ -230,12 +228,13 @@ def _with_unknown(scaling: ScalingStatus, load: Load, now: datetime) -> ScalingS
     """`unknownSince` set while no replica that serves can be read."""
     if load.known > 0 or load.unknown == 0:
         return scaling.model_copy(update={"unknown_since": None})
-    return scaling.model_copy(update={"unknown_since": scaling.unknown_since or times.to_text(now)})
+    since = _since(scaling.unknown_since, now) or now
+    return scaling.model_copy(update={"unknown_since": times.to_text(since)})
 
 
 def _held_until(scaling: ScalingStatus) -> datetime | None:
-    since = _parse(scaling.unknown_since)
-    return None if since is None else since + timedelta(seconds=UNKNOWN_HOLD_S)
+    since = scaling.unknown_since
+    return None if since is None else times.parse(since) + timedelta(seconds=UNKNOWN_HOLD_S)
 
 
 def _given_up(
@@ -266,9 +265,9 @@ def _sleep(
     observed: Observed, fleet: Fleet, load: Load, current: int, least: int, scaling: ScalingStatus
 ) -> Count | None:
     """Idle long enough, or a wake that nobody waits for any more: back to the least."""
-    idle_since = _parse(scaling.idle_since)
-    if idle_since is None or current <= least:
+    if scaling.idle_since is None or current <= least:
         return None
+    idle_since = times.parse(scaling.idle_since)
     if fleet.ready:
         limit_s = _idle_limit_s(observed)
         if observed.spec.replicas == 0:
@@ -300,16 +299,17 @@ def _up(
     if wanted <= current:
         return None
     why = f"; {ahead.text}" if ahead.up >= wanted else ""
-    since = _parse(scaling.over_since) or now
+    since = _since(scaling.over_since, now) or now
     scaling = scaling.model_copy(update={"over_since": times.to_text(since), "under_since": None})
     due = since + timedelta(seconds=durations.seconds(rules.scale_up.stabilization))
     if ahead.up > current:
         due = now  # the forecast has looked at minutes already
-    step_start = _parse(scaling.step_started_at)
+    began = scaling.step_started_at
+    step_start = None if began is None else times.parse(began)
     step_end = None
     if step_start is not None:
         step_end = step_start + timedelta(seconds=durations.seconds(rules.scale_up.period))
-        if now >= step_end:
+        if not step_start <= now < step_end:
             step_start = step_end = None
     added = 0 if step_start is None else scaling.step_added
     room = rules.scale_up.max_step - added
@@ -346,7 +346,7 @@ def _down(
         until = _held_until(scaling)
         scaling = scaling.model_copy(update={"under_since": None})
         return Count(current, f"{why}: {load}", scaling, () if until is None else (until,))
-    since = _parse(scaling.under_since) or now
+    since = _since(scaling.under_since, now) or now
     scaling = scaling.model_copy(update={"under_since": times.to_text(since)})
     due = since + timedelta(seconds=durations.seconds(rules.scale_down.stabilization))
     if now < due:
@@ -358,5 +358,6 @@ def _down(
     return Count(fewer, f"down by {current - fewer} to {fewer}: {load}", scaling)
 
 
-def _parse(text: str | None) -> datetime | None:
-    return None if text is None else times.parse(text)
+def _since(text: str | None, now: datetime) -> datetime | None:
+    """A moment of the status; one that is yet to come was written by a clock ahead of ours: now."""
+    return None if text is None else min(times.parse(text), now)

@@ -36,8 +36,11 @@ def judge(observed: Observed, fleet: Fleet, *, elsewhere: bool) -> Verdict:
     before = observed.status.engine_failure
     if before is not None and (before.generation != observed.generation or fleet.ready):
         before = None
-    if before is not None and now < times.parse(before.retry_at):
-        return Verdict(before, times.parse(before.retry_at))
+    if before is not None:
+        retry_at = times.parse(before.retry_at)
+        # A pause beyond the longest was written by a clock ahead of ours.
+        if now < retry_at <= now + timedelta(seconds=MAX_BACKOFF_S):
+            return Verdict(before, retry_at)
     starting = [r for r in fleet.replicas if r.standing is Standing.STARTING]
     failed = [r for r in fleet.replicas if r.standing is Standing.FAILED]
     if not failed or fleet.ready or starting or elsewhere:

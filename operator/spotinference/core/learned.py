@@ -42,7 +42,7 @@ def worth_writing(before: LearnedStatus | None, memory: Memory, now: datetime) -
     after = to_status(memory, now)
     if before is None:
         return memory.capacity.known
-    if (now - times.parse(before.at)).total_seconds() < EVERY_S:
+    if 0 <= (now - times.parse(before.at)).total_seconds() < EVERY_S:
         return False
     return (
         _moved([before.requests_per_replica_milli], [after.requests_per_replica_milli])

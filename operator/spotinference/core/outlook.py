@@ -53,7 +53,7 @@ class Outlook:
 
 def of(fleet: Fleet, now: datetime, losses: LossesStatus | None = None) -> Outlook:
     """The beliefs of the status, and what the fleet shows beyond them."""
-    stored = {p.market: b for p in fleet.places if p.known and (b := belief_of(p.known))}
+    stored = {p.market: b for p in fleet.places if p.known and (b := belief_of(p.known, now))}
     known = Outlook(Beliefs(stored, *_shares(losses)), now)
     lost = {p.market: n for p in fleet.places if (n := _newly_lost(p, known))}
     refused = frozenset(p.market for p in fleet.places if _newly_refused(p, known))
@@ -68,18 +68,24 @@ def of(fleet: Fleet, now: datetime, losses: LossesStatus | None = None) -> Outlo
     return Outlook(markets.learn(known.beliefs, seen), now)
 
 
-def belief_of(status: MarketStatus) -> Belief | None:
-    """What the status says; None where the market was never tried."""
-    if status.calm_since is None:
+def belief_of(status: MarketStatus, now: datetime) -> Belief | None:
+    """What the status says; None where the market was never tried.
+
+    What it says of later than `now` was written by a clock ahead of ours: taken for now.
+    """
+    latest_s = now.timestamp() // 1
+    calm_since_s = _seconds(status.calm_since, latest_s)
+    if calm_since_s is None:
         return None
-    refused_s = _seconds(status.refused_at)
+    refused_s = _seconds(status.refused_at, latest_s)
+    backoff_s = float(min(max(0, status.backoff_seconds), markets.LONGEST_FAILED_S))
     return Belief(
-        calm_since_s=times.parse(status.calm_since).timestamp(),
-        watched_until_s=_seconds(status.watched_until),
-        backoff_s=float(status.backoff_seconds) if refused_s is not None else 0.0,
-        closed_until_s=0.0 if refused_s is None else refused_s + status.backoff_seconds,
-        failed=status.failed_launches if refused_s is not None else 0,
-        reclaimed_s=_seconds(status.reclaimed_at),
+        calm_since_s=calm_since_s,
+        watched_until_s=_seconds(status.watched_until, latest_s),
+        backoff_s=backoff_s if refused_s is not None else 0.0,
+        closed_until_s=0.0 if refused_s is None else refused_s + backoff_s,
+        failed=max(0, status.failed_launches) if refused_s is not None else 0,
+        reclaimed_s=_seconds(status.reclaimed_at, latest_s),
     )
 
 
@@ -197,8 +203,8 @@ def _proven(place: Place, known: Outlook) -> bool:
     return at is not None and any(r.view.created_at > at for r in ready)
 
 
-def _seconds(text: str | None) -> float | None:
-    return None if text is None else times.parse(text).timestamp()
+def _seconds(text: str | None, latest_s: float) -> float | None:
+    return None if text is None else min(times.parse(text).timestamp(), latest_s)
 
 
 def _text(seconds: float) -> str:

@@ -152,7 +152,7 @@ def _terms(observed: Observed, fleet: Fleet, stock: Weights, wanted: int) -> cho
         drain_s=engine_args.drain_s(observed.spec),
         overprovision=observed.spec.placement.overprovision,
         max_hourly_cost=observed.spec.placement.max_hourly_cost,
-        regret=regret.of(observed.status.move),
+        regret=regret.of(observed.status.move, observed.now),
         losses=observed.status.losses,
         burst=observed.spec.placement.on_demand.burst,
         exclusive=observed.spec.cache.access_mode == "ReadWriteOnce",

@@ -176,6 +176,15 @@ def blinded(memory: Memory, at_s: float) -> Memory:
     )
 
 
+def clock_set(memory: Memory, at_s: float) -> Memory:
+    """The memory after the clock was set to `at_s`: what hangs on times before begins anew, or an hour
+    would seem to have passed without a request, or forecasts to be due in an hour that was.
+    """
+    forecaster = replace(memory.forecaster, made=(), slot=-1, slot_sum=0.0, slot_minutes=0)
+    memory = replace(memory, forecaster=forecaster, needs=(), spare_s=0.0)
+    return blinded(memory, at_s)
+
+
 @dataclass(frozen=True, slots=True)
 class Need:
     """Replicas, before rounding and the tier's bounds."""

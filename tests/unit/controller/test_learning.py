@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+from datetime import timedelta
 from types import SimpleNamespace
 from typing import cast
 
@@ -148,6 +149,27 @@ async def test_what_was_not_seen_is_neither_a_lull_nor_a_burst(clock: VirtualClo
     assert learned.memory.forecaster.levels is not None
     assert learned.memory.forecaster.levels == pytest.approx((2.0, 2.0, 2.0, 2.0), rel=0.15)
     assert learned.memory.capacity.requests_per_s == pytest.approx(4.0, rel=0.15)
+
+
+@pytest.mark.fault(17)
+@pytest.mark.parametrize("hours", [-1, 1])
+def test_a_clock_that_is_set_is_neither_a_lull_nor_a_deaf_hour(hours: int) -> None:
+    @virtual_time
+    async def run(clock: VirtualClock) -> None:
+        it = Bench(clock)
+        await asyncio.sleep(900)
+        clock.skew = timedelta(hours=hours)
+        await asyncio.sleep(90)
+        found = it.learned()
+        assert clock.now().timestamp() - found.reading.at_s <= EVERY_S
+        assert found.memory.forecaster.levels == pytest.approx((2.0, 2.0, 2.0, 2.0), rel=0.15)
+        assert found.memory.capacity.requests_per_s == pytest.approx(4.0, rel=0.15)
+        assert found.memory.spare_s < 120
+        await asyncio.sleep(900)
+        made = it.learned().memory.forecaster.made
+        assert 0 < made[0].due_s - clock.now().timestamp() < 600
+
+    run()
 
 
 @pytest.mark.fault(21)

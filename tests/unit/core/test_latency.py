@@ -39,7 +39,17 @@ def test_engines_of_one_pod_are_added_up_whatever_their_order() -> None:
         [(math.nan, 1.0), (INF, 4.0)],
         [*((float(i), 1.0) for i in range(MAX_BUCKETS)), (INF, 4.0)],
     ],
-    ids=["empty", "no end", "falling", "NaN", "negative", "endless", "absurd", "no bound", "too many"],
+    ids=[
+        "empty",
+        "no end",
+        "falling",
+        "NaN",
+        "negative",
+        "endless",
+        "absurd",
+        "no bound",
+        "too many",
+    ],
 )
 def test_a_lying_histogram_is_unknown(buckets: list[tuple[float, float]]) -> None:
     assert histogram(buckets) is None
