@@ -14,6 +14,8 @@ from spotinference.core.weights import Weights
 DEFAULT_WAKE_S = 300.0
 """Expected duration of a first wake; later ones expect what the last one took."""
 MAX_STAGES = 16
+BEFORE_S = 60.0
+"""A replica made so long before a wake began, or longer, was not launched by it. (Less may be clocks.)"""
 
 
 def phase_of(observed: Observed, fleet: Fleet, desired: int, *, broken: bool) -> Phase:
@@ -49,6 +51,8 @@ def wake_of(observed: Observed, fleet: Fleet, weights: Weights, desired: int) ->
     if fleet.ready:
         return _finished(before, fleet, now) if before is not None and under_way else before
     stage = stage_of(fleet, weights)
+    if before is not None and not under_way and _may_answer_again(fleet):
+        return before
     if before is None or not under_way:
         return _begun(observed, stage)
     stages = before.stages
@@ -64,12 +68,24 @@ def wake_of(observed: Observed, fleet: Fleet, weights: Weights, desired: int) ->
     )
 
 
-def last_wake_s(before: TierStatus, wake: WakeStatus | None) -> int | None:
-    """Duration of the last wake that ended with a ready replica."""
-    if wake is None or wake.ready_at is None:
+def last_wake_s(before: TierStatus, wake: WakeStatus | None, fleet: Fleet) -> int | None:
+    """Duration of the last wake that ended with a replica launched for it.
+
+    One that ends with a replica which was starting already says nothing of a cold start: launches
+    would be given up as late, and loads foreseen, by a time in which none can be ready.
+    """
+    if wake is None or wake.ready_at is None or wake == before.wake:
         return before.last_wake_seconds
-    took = times.parse(wake.ready_at) - times.parse(wake.started_at)
-    return max(0, round(took.total_seconds()))
+    started_at = times.parse(wake.started_at)
+    first = min(fleet.ready, key=lambda r: r.view.ready_at or r.view.created_at, default=None)
+    if first is None or first.view.created_at < started_at - timedelta(seconds=BEFORE_S):
+        return before.last_wake_seconds
+    return max(0, round((times.parse(wake.ready_at) - started_at).total_seconds()))
+
+
+def _may_answer_again(fleet: Fleet) -> bool:
+    """A replica that served does not answer its probe: that is no wake, and may be over in a moment."""
+    return any(r.standing is Standing.STARTING and r.view.loaded for r in fleet.replicas)
 
 
 def _begun(observed: Observed, stage: WakeStage) -> WakeStatus:

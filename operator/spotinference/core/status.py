@@ -44,7 +44,7 @@ def status_of(observed: Observed, d: Decision) -> TierStatus:
             "selector": selector(observed.ref.name),
             "markets": _markets(d),
             "wake": wake,
-            "last_wake_seconds": lifecycle.last_wake_s(observed.status, wake),
+            "last_wake_seconds": lifecycle.last_wake_s(observed.status, wake, d.fleet),
             "scaling": d.count.scaling,
             "learned": _learned(observed),
             "last_decision": _decision(observed, d.count),

@@ -84,6 +84,45 @@ def test_the_next_wake_expects_to_take_as_long_as_the_last_one() -> None:
     assert w.status.wake.eta == times.to_text(w.now + timedelta(seconds=54))
 
 
+def test_a_replica_that_falls_silent_for_a_moment_is_not_taken_for_a_wake_of_a_moment() -> None:
+    w = world()
+    w.boot_s = 400
+    w.streams = 1
+    w.run(500)
+    before = w.status.last_wake_seconds
+    wake = w.status.wake
+    assert before is not None
+    assert before > 400
+    pod = w.ready[0]
+    w.hang(pod.name)
+    w.run(6)
+    assert w.condition("Ready") == ("False", "Waking")
+    pod.hangs = False
+    w.run(20)
+    assert w.status.phase == "Ready"
+    assert w.status.last_wake_seconds == before
+    assert w.status.wake == wake
+
+
+def test_a_replica_that_was_starting_when_the_last_one_went_is_not_taken_for_a_quick_wake() -> None:
+    w = world()
+    w.load_s = 300
+    w.streams = 1
+    w.run(400)
+    before, first = w.status.last_wake_seconds, w.status.wake
+    assert before is not None
+    w.streams = 20
+    w.run(300)
+    assert len(w.ready) == 1
+    assert w.total == 3
+    w.reclaim(w.ready[0].node or "")
+    w.run(100)
+    assert w.status.wake is not None
+    assert w.status.wake.ready_at is not None
+    assert w.status.wake != first
+    assert w.status.last_wake_seconds == before
+
+
 def test_a_fraction_of_a_second_does_not_shorten_the_idle_time() -> None:
     w = world(scaling={"maxReplicas": 1, "idleTimeout": "2s"})
     w.streams = 2
