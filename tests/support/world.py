@@ -53,6 +53,8 @@ class World(VirtualCluster):
     """requests that the replicas have to carry, spread evenly; what does not fit waits"""
     per_replica: int = 1000
     metrics: bool = True
+    api_behind_s: float = 0
+    """how far the API server's clock, which stamps pods, is behind the operator's"""
     tells_window: int | None = None
     """context window that engines report; None: they are never read for it"""
     commit: str = COMMIT
@@ -197,7 +199,7 @@ class World(VirtualCluster):
             name=pod.name,
             uid=pod.uid,
             market=pod.market,
-            created_at=pod.created_at,
+            created_at=pod.created_at - timedelta(seconds=self.api_behind_s),
             node=node,
             ready=serving,
             running=pod.running_at is not None,

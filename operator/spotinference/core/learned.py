@@ -111,11 +111,8 @@ def _in_flight(evidence: Evidence) -> int:
 
 
 def _seconds(text: str | None) -> float | None:
-    """Since the epoch; None as well where somebody wrote what is no time."""
-    try:
-        return None if text is None else times.parse(text).timestamp()
-    except ValueError:
-        return None
+    """Since the epoch."""
+    return None if text is None else times.parse(text).timestamp()
 
 
 def _idle(seen: IdleTimes) -> list[int]:

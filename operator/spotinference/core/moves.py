@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import datetime, timedelta
 
 from spotinference.core import choice, outlook
 from spotinference.core import regret as regrets
@@ -28,6 +28,8 @@ from spotinference.core.observed import Market
 from spotinference.core.regret import Regret
 from spotinference.core.spares import Spares
 
+CLOCKS_S = 60.0
+"""The API server's clock may be so far behind ours."""
 LATELY_S = 3600.0
 """A market that refused a launch within this is not moved to, although its pause is over."""
 
@@ -201,8 +203,7 @@ def _under_way(draft: Draft, regret: Regret, due: int) -> Step | None:
     if sum(draft.counts.values()) != due + 1:
         return None  # it is over; or the new one is needed otherwise, or not at all
     last = regret.at + timedelta(seconds=LATE * draft.terms.cold_start_s + target.refusal_s)
-    new = [r for r in target.replicas if r.counts and r.view.created_at >= regret.at]
-    ready_at = max((r.view.ready_at or now for r in new if r.view.ready), default=None)
+    ready_at = _ready_at(target, regret.at)
     if ready_at is None:
         draft.timers.append(last)
         return Step(regret, room=1) if now < last else None
@@ -211,6 +212,18 @@ def _under_way(draft: Draft, regret: Regret, due: int) -> Step | None:
         draft.timers.append(proven_at)
         return Step(regret, room=1)
     return Step(regret, leave=origin)
+
+
+def _ready_at(target: Place, began_at: datetime) -> datetime | None:
+    """Since when the replica that the move launched has been ready: the newest one there.
+
+    Its time is the API server's and the beginning is ours, so it may seem to be older than the move.
+    """
+    there = (r.view for r in target.replicas if r.counts)
+    new = max(there, key=lambda view: view.created_at, default=None)
+    if new is None or not new.ready or new.created_at < began_at - timedelta(seconds=CLOCKS_S):
+        return None
+    return new.ready_at or new.created_at
 
 
 def _reason(move: Move, overpaid: int) -> str:

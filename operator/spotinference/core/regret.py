@@ -46,16 +46,10 @@ def counted(regret: Regret | None, saves: int, now: datetime) -> Regret | None:
 
 
 def of(status: MoveStatus | None, now: datetime | None = None) -> Regret | None:
-    """What the status says; None as well where somebody wrote what is no move.
-
-    `now`: what was written by a clock ahead of ours counts from now.
-    """
+    """What the status says. `now`: what was written by a clock ahead of ours counts from now."""
     if status is None:
         return None
-    try:
-        at = times.parse(status.at)
-    except ValueError:
-        return None
+    at = times.parse(status.at)
     at = at if now is None else min(at, now)
     origin, target = _market(status.origin), _market(status.target)
     return Regret(at, status.overpaid_micro_usd, status.micro_usd_per_hour, origin, target)

@@ -6,7 +6,7 @@ from datetime import timedelta
 
 import pytest
 
-from spotinference.api import times
+from spotinference.api import parse, times
 from spotinference.api.pool import PoolSpec, PriceSpec
 from spotinference.api.tier_status import MoveStatus
 from spotinference.core import regret
@@ -72,6 +72,23 @@ def test_the_new_replica_has_proven_itself_before_the_old_one_goes() -> None:
             new = [p for p in w.ready if p.market.pool == "spot-b"]
             assert any(w.now - (p.ready_at or w.now) >= timedelta(seconds=120) for p in new)
     assert in_pool(w, "spot-b") == 2
+
+
+@pytest.mark.fault(18)
+@pytest.mark.parametrize("behind_s", [-7, 7, 50])
+def test_a_move_comes_to_its_end_although_the_api_servers_clock_is_not_ours(behind_s: int) -> None:
+    w = settled()
+    w.api_behind_s = behind_s
+    w.pools["spot-b"] = priced(0.5)
+    launched = 0
+    for _ in range(720):
+        before = in_pool(w, "spot-b")
+        w.step(5)
+        launched += in_pool(w, "spot-b") > before
+    assert launched == 1
+    assert w.replicas == {move: 1 for move in w.replicas if move.startswith("spot-b/")}
+    assert w.total == 1
+    assert w.status.move is None
 
 
 def test_after_the_move_there_is_nothing_left_to_do() -> None:
@@ -290,9 +307,10 @@ def test_a_large_tier_moves_one_after_the_other() -> None:
 
 
 def test_a_status_that_somebody_broke_is_no_move() -> None:
-    broken = MoveStatus(at="yesterday", overpaid_micro_usd=1, micro_usd_per_hour=1)
-    assert regret.of(broken) is None
-    assert regret.of(None) is None
+    move = {"at": "2026-11-01T12:00:00Z", "overpaidMicroUSD": 1, "microUSDPerHour": 1}
+    assert regret.of(parse.parse_status({"status": {"move": move}}).move) is not None
+    broken = {"status": {"move": move | {"at": "yesterday"}}}
+    assert regret.of(parse.parse_status(broken).move) is None
 
 
 def test_what_the_status_says_is_what_was_remembered() -> None:
