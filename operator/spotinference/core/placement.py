@@ -124,14 +124,17 @@ def _spares(draft: Draft) -> Spares:
 
 
 def _mark_leaving(draft: Draft, fleet: Fleet) -> None:
-    """Out of routing at once: every replica whose node has a notice or is silent."""
+    """Out of routing at once: every replica whose node has a notice or is silent.
+
+    One that is marked already is marked again when its end comes nearer: gateways move by it.
+    """
     now = draft.terms.now
     for replica in fleet.every:
         node = replica.view.node
         if replica.standing is Standing.SILENT and newly_leaving(replica):
             until = now + timedelta(seconds=STALE_HOLD_S)
             draft.dooms.append(_doom(replica, until, DoomReason.NODE_LOST))
-        elif replica.standing is Standing.LEAVING and newly_leaving(replica):
+        elif replica.standing is Standing.LEAVING and (newly_leaving(replica) or _sooner(replica)):
             notice = node.notice if node is not None else None
             until = notice.deadline if notice is not None else now
             draft.dooms.append(_doom(replica, until, DoomReason.NOTICE))
@@ -141,6 +144,14 @@ def _mark_leaving(draft: Draft, fleet: Fleet) -> None:
                 draft.timers.append(replica.drains_until or node.notice.deadline)
             elif marked is not None and marked > now:
                 draft.timers.append(marked)
+
+
+def _sooner(replica: Replica) -> bool:
+    """Its node's notice names an end before the one that the replica is marked with."""
+    node, marked = replica.view.node, replica.view.doomed_until
+    if node is None or node.notice is None or marked is None:
+        return False
+    return node.notice.deadline <= marked - timedelta(seconds=1)
 
 
 def _mark_failed(draft: Draft) -> None:

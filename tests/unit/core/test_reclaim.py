@@ -9,7 +9,7 @@ import pytest
 
 from spotinference.core.fleet import Standing, standing
 from spotinference.core.observed import Market
-from spotinference.core.plan import DoomReason
+from spotinference.core.plan import Doom, DoomReason
 from spotinference.core.reconcile import decide
 from tests.support.world import World, pool, tier, world
 
@@ -331,6 +331,38 @@ def test_a_replica_with_work_drains_as_long_as_its_notice_allows() -> None:
     w.now += timedelta(seconds=3)
     w.carry_out(decide(w.observe()))
     assert w.replicas == {"spot-a/zone-2": 1}
+
+
+@pytest.mark.fault(36)
+@pytest.mark.parametrize("silent_before", [False, True])
+def test_an_end_that_comes_nearer_is_told_and_one_that_goes_away_again_is_not(
+    silent_before: bool,
+) -> None:
+    """A taint says that the node goes, a condition beside it says when; or it fell silent first."""
+    w = serving(interruption={"drain": "10s"})
+    doomed = w.pods[next(iter(w.pods))]
+    node = w.nodes[w.node_of("spot-a/zone-1")]
+
+    def marks_at(seconds: float) -> list[Doom]:
+        node.notice_deadline = w.now + timedelta(seconds=seconds)
+        doomed.running = 1
+        plan = decide(w.observe())
+        w.carry_out(plan)
+        assert plan.dooms == () or doomed.doomed_until == node.notice_deadline
+        return list(plan.dooms)
+
+    if silent_before:
+        node.silent = True
+        w.step()
+        assert doomed.doomed_reason == "node-lost"
+    else:
+        assert [d.reason for d in marks_at(120)] == [DoomReason.NOTICE]
+    assert [d.reason for d in marks_at(40)] == [DoomReason.NOTICE]
+    assert marks_at(40) == []
+    assert marks_at(39.5) == []
+    assert marks_at(120) == []
+    assert w.status.losses is None
+    assert [m.backoff_seconds for m in w.status.markets if m.refused_at is not None] == [60]
 
 
 def test_a_doomed_replica_without_work_does_not_wait_for_its_deadline() -> None:
