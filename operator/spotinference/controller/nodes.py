@@ -60,6 +60,8 @@ class NodeWatch:
         self.held: frozenset[str] = frozenset()
         """those of them that are not acted upon"""
         self._hold_began_at: float | None = None
+        self._held_since: frozenset[str] = frozenset()
+        """all nodes that were held since then"""
         self.contact_of: Callable[[str], health.Contact] = lambda _: health.Contact()
         """what scraping the engines on a node showed; set by the composition root"""
         self._gone: dict[str, None] = {}
@@ -149,8 +151,12 @@ class NodeWatch:
         if began is None and held:
             self._hold_began_at = now
             log.warning("nodes.held", silent=len(silent), of=len(seen), held=len(held))
-        elif not silent and not held:
-            self._hold_began_at = None
+        self._held_since |= held
+        # One that answers and is silent is still cut off; one that does neither is dead, and must not
+        # cost the others their next hold.
+        cut_off = [n for n in self._held_since & silent if health.answers(seen[n].contact)]
+        if not held and not cut_off:
+            self._hold_began_at, self._held_since = None, frozenset()
         for name in sorted((silent - held) ^ (self.silent - self.held) | (held ^ self.held)):
             log.warning("node.silent" if name in silent else "node.back", node=name)
             self._on_change(name)

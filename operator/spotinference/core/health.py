@@ -82,7 +82,7 @@ def held(
     back = {name for name, witness in nodes.items() if witness.ready} - quiet
     fresh = quiet if len(quiet) >= max(MANY, MANY_SHARE * len(nodes)) else frozenset()
     kept = (before & nodes.keys()) - back
-    return frozenset(name for name in {*fresh, *kept} if _answers(nodes[name].contact))
+    return frozenset(name for name in {*fresh, *kept} if answers(nodes[name].contact))
 
 
 def health_of(node: Json | None, witness: Witness | None, *, hold: bool = False) -> NodeHealth:
@@ -106,5 +106,6 @@ def readiness(node: Json) -> str:
     return str((condition(node, "Ready") or {}).get("status", "True"))
 
 
-def _answers(contact: Contact) -> bool:
+def answers(contact: Contact) -> bool:
+    """Whether an engine there has just answered: the machine lives, whatever its kubelet does."""
     return contact.answered_ago_s is not None and contact.answered_ago_s <= ANSWERED_S

@@ -258,6 +258,28 @@ async def test_a_hold_ends_after_its_time_and_begins_anew_only_after_all_were_ba
     task.cancel()
 
 
+@pytest.mark.fault(40)
+@virtual_time
+async def test_a_node_that_stays_dead_after_a_hiccup_leaves_the_others_their_next_hold(
+    clock: VirtualClock,
+) -> None:
+    it = crowd(clock, 4)
+    fine, dead = Contact(answered_ago_s=3), Contact(answered_ago_s=90, failing_s=60)
+    it.nodes.contact_of = lambda name: dead if name == "node-3" else fine
+    task = asyncio.create_task(it.nodes.run())
+    await asyncio.sleep(40)
+    assert it.nodes.held == {"node-0", "node-1", "node-2"}
+    renew_all(it, clock, range(3))
+    for _ in range(60):
+        await asyncio.sleep(10)
+        renew_all(it, clock, range(3))
+    assert it.nodes.silent == {"node-3"}
+    await asyncio.sleep(40)
+    assert it.nodes.held == {"node-0", "node-1", "node-2"}
+    assert health(it) is NodeHealth.HEALTHY
+    task.cancel()
+
+
 @virtual_time
 async def test_nodes_whose_engines_do_not_answer_are_lost_sooner_and_never_held(
     clock: VirtualClock,
