@@ -87,12 +87,13 @@ class NodeWatch:
         return NodeView(name, verdict, firm, hint, held=hold)
 
     def _health_of_absent(self, name: str) -> NodeHealth:
+        if name in self._gone:
+            return NodeHealth.GONE
         now = self._clock.monotonic()
         if len(self._missing_since) > MAX_REMEMBERED:
             self._missing_since.clear()
         since = self._missing_since.setdefault(name, now)
-        gone = name in self._gone or now - since >= UNSEEN_GRACE_S
-        return NodeHealth.GONE if gone else NodeHealth.HEALTHY
+        return NodeHealth.GONE if now - since >= UNSEEN_GRACE_S else NodeHealth.HEALTHY
 
     def _notices(self, node: Json, pool: PoolSpec) -> tuple[Notice | None, Notice | None]:
         """(firm, weak). A sign that is taken back is forgotten: later on it begins anew."""
@@ -123,7 +124,17 @@ class NodeWatch:
                 except errors.SpotinferenceError as error:
                     self.polls_failed += 1
                     log.warning("nodes.poll_failed", error=str(error))
+            self._end_graces()
             await asyncio.sleep(POLL_S)
+
+    def _end_graces(self) -> None:
+        """Nodes that were never seen, as those that went while no operator ran: nothing else says so."""
+        now = self._clock.monotonic()
+        over = [n for n, since in self._missing_since.items() if now - since >= UNSEEN_GRACE_S]
+        for name in over:
+            del self._missing_since[name]
+            self._note_gone(name)
+            self._on_change(name)
 
     def _bound_nodes(self) -> set[str]:
         return {
@@ -201,10 +212,13 @@ class NodeWatch:
         if kind != NODE:
             return
         name = body["metadata"]["name"]
+        self._note_gone(name)
+        self._renewals.pop(name, None)
+
+    def _note_gone(self, name: str) -> None:
         if len(self._gone) >= MAX_REMEMBERED:
             self._gone.pop(next(iter(self._gone)))
         self._gone[name] = None
-        self._renewals.pop(name, None)
 
 
 def signature(node: Json | None) -> tuple[object, ...]:

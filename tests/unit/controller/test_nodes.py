@@ -116,6 +116,25 @@ async def test_a_node_never_seen_is_gone_after_a_grace(clock: VirtualClock) -> N
     assert health(it) is NodeHealth.GONE
 
 
+@pytest.mark.fault(37)
+@virtual_time
+async def test_a_node_that_went_while_no_operator_ran_is_told_when_its_grace_is_over(
+    clock: VirtualClock,
+) -> None:
+    it = Shell(clock)
+    it.have(POD, engine_pod())
+    task = asyncio.create_task(it.nodes.run())
+    assert health(it) is NodeHealth.HEALTHY
+    await asyncio.sleep(UNSEEN_GRACE_S + 3)
+    assert it.changed_nodes == ["node-1"]
+    assert health(it) is NodeHealth.GONE
+    await asyncio.sleep(60)
+    assert it.changed_nodes == ["node-1"]
+    it.have(NODE, node())
+    assert health(it) is NodeHealth.HEALTHY
+    task.cancel()
+
+
 @virtual_time
 async def test_a_node_that_comes_back_under_its_name_is_healthy(clock: VirtualClock) -> None:
     it = Shell(clock)
