@@ -174,11 +174,11 @@ class Kube:
         timeout = aiohttp.ClientTimeout(total=None, sock_connect=10, sock_read=silence_s)
         async with self._open("GET", kind.path(namespace=namespace), query, timeout=timeout) as r:
             while line := await _line(r):
-                event = json.loads(line)
-                if event["type"] == "ERROR":
-                    status = event["object"]
+                event = _event(line)
+                if event.type == "ERROR":
+                    status = event.object
                     _raise(int(status.get("code") or 500), status, "GET", kind.plural)
-                yield WatchEvent(event["type"], event["object"])
+                yield event
 
     async def allowed(self, verb: str, kind: Kind, namespace: str | None = None) -> bool:
         """Whether we ourselves may do this (SelfSubjectAccessReview)."""
@@ -286,7 +286,10 @@ class Kube:
         async with self._open(
             method, path, query, body, content_type=content_type, timeout=timeout
         ) as response:
-            decoded: Json = await response.json(content_type=None)
+            try:
+                decoded: Json = await response.json(content_type=None)
+            except ValueError as error:
+                raise errors.ApiUnavailable(f"{method} {path}: the answer is no JSON") from error
             return decoded
 
     @asynccontextmanager
@@ -339,6 +342,15 @@ async def _line(response: aiohttp.ClientResponse) -> bytes:
         except ValueError as error:  # longer than the buffer
             raise errors.ApiUnavailable(f"watch event too long: {error}") from error
         return b"".join(parts)
+
+
+def _event(line: bytes) -> WatchEvent:
+    """One line of a watch; a proxy on the way may have ended the body in the middle of it."""
+    try:
+        event = json.loads(line)
+        return WatchEvent(str(event["type"]), dict(event["object"]))
+    except (ValueError, KeyError, TypeError) as error:
+        raise errors.ApiUnavailable(f"watch event cut off: {line[:80]!r}") from error
 
 
 async def _status(response: aiohttp.ClientResponse) -> Json:

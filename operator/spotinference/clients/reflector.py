@@ -1,6 +1,6 @@
 """A reflector: a local, always-fresh copy of one kind, by list and watch.
 
-Relists on 410, reconnects on failure with jittered backoff, treats silence as a frozen
+Relists on 410 and reconnects on failure, with jittered backoff while no watch stands; treats silence as a frozen
 connection, and never takes a half list for deletions. Used by the gateway, the embedded cluster, and
 the operator for nodes and their events; all else it watches through Kopf.
 """
@@ -19,6 +19,10 @@ from spotinference.api.kinds import Json, Kind
 from spotinference.clients.kube import WATCH_SILENCE_S, Kube
 
 log = structlog.get_logger(__name__)
+
+STANDS_S = 5.0
+"""A watch that ends sooner was none."""
+_BACKOFF = wait_random_exponential(multiplier=0.2, max=10)
 
 Key = tuple[str, str]
 """(namespace or "", name)"""
@@ -72,22 +76,42 @@ class Reflector:
 
     async def run(self) -> None:
         """Runs until cancelled. `Forbidden` ends it: without rights it would be deaf for ever."""
-        backoff = wait_random_exponential(multiplier=0.2, max=10)
         attempt = _Attempt()
         while True:
             try:
                 version = await self._relist()
-                attempt.attempt_number = 1
                 while True:
-                    version = await self._follow(version)
-            except errors.Expired:
-                continue
+                    version = await self._stood(attempt, version)
+            except errors.Expired as error:
+                if attempt.attempt_number > 1:
+                    await self._back_off(attempt, error)
+                attempt.attempt_number += 1
             except errors.Retryable as error:
                 self.failures += 1
-                delay_s = backoff(attempt)  # type: ignore[arg-type]  # reads attempt_number only
+                await self._back_off(attempt, error)
                 attempt.attempt_number += 1
-                log.warning("watch.retry", kind=self._kind.plural, error=str(error), in_s=delay_s)
-                await asyncio.sleep(delay_s)
+
+    async def _stood(self, attempt: _Attempt, version: str) -> str:
+        """One watch to its end in order. Only one that stood for a while makes the next failure the
+        first: a list that succeeds does not, or lists would follow upon each other without a pause.
+        """
+        loop = asyncio.get_running_loop()
+        began = loop.time()
+        try:
+            version = await self._follow(version)
+        finally:
+            stood = loop.time() - began >= STANDS_S
+            if stood:
+                attempt.attempt_number = 1
+        if not stood:
+            await self._back_off(attempt, errors.ApiUnavailable("the watch ended at once"))
+            attempt.attempt_number += 1
+        return version
+
+    async def _back_off(self, attempt: _Attempt, error: Exception) -> None:
+        delay_s = _BACKOFF(attempt)  # type: ignore[arg-type]  # reads attempt_number only
+        log.warning("watch.retry", kind=self._kind.plural, error=str(error), in_s=delay_s)
+        await asyncio.sleep(delay_s)
 
     async def _relist(self) -> str:
         listing = await self._kube.list(

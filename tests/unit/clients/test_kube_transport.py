@@ -13,6 +13,7 @@ import yaml
 from aiohttp import web
 from aiohttp.test_utils import TestServer
 
+from spotinference import errors
 from spotinference.api.kinds import NODE
 from spotinference.clients.kube import Kube
 
@@ -84,3 +85,25 @@ async def test_what_no_proxy_names_is_reached_directly(
         config = kubeconfig(tmp_path, url)
         async with await Kube.connect(field_manager="test", kubeconfig=config) as kube:
             await kube.get(NODE, "n")
+
+
+@pytest.mark.fault(5)
+@pytest.mark.parametrize("cut", [b'{"type": "MODIF', b"\xff\n"])
+async def test_a_watch_that_is_cut_within_an_event_is_begun_anew(
+    tmp_path: Path, cut: bytes
+) -> None:
+    """A proxy on the way may end the body in order in the middle of a line."""
+
+    async def answer(_: web.Request) -> web.Response:
+        return web.Response(body=cut)
+
+    app = web.Application()
+    app.router.add_route("*", "/{path:.*}", answer)
+    async with TestServer(app) as server:
+        config = kubeconfig(tmp_path, f"http://127.0.0.1:{server.port}")
+        async with await Kube.connect(field_manager="test", kubeconfig=config) as kube:
+            with pytest.raises(errors.ApiUnavailable):
+                async for _ in kube.watch(NODE, resource_version="1"):
+                    pass
+            with pytest.raises(errors.ApiUnavailable):
+                await kube.create(NODE, {"metadata": {"name": "n"}})
