@@ -72,7 +72,7 @@ class Resync:
             log.warning("resync.failed", kind=kind.plural, error=str(error))
             self._suspects[kind] = asyncio.get_running_loop().time() + 2 * SETTLE_S
             return
-        wrong = store.reconcile(kind, before, listing.items)
+        wrong = store.reconcile(kind, before, listing.items, listing.resource_version)
         for body in wrong:
             self.metrics.repairs.labels(kind.kind).inc()
             log.info("watch.repaired", kind=kind.kind, name=body["metadata"]["name"])

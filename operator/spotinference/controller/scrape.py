@@ -133,7 +133,8 @@ class Scraper:
             if ref is None:
                 continue
             target = self._targets.get(uid)
-            if target is None:
+            # A sandbox made anew has another address; the old one may be another pod's by now.
+            if target is None or target.host != pod["status"]["podIP"]:
                 target = _Target(ref=ref, host=pod["status"]["podIP"], due_at=now)
                 target.node = pod["spec"].get("nodeName", "")
                 target.arguments = engine_arguments(pod)

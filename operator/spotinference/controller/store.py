@@ -107,18 +107,18 @@ class Store:
         return True
 
     def reconcile(
-        self, kind: Kind, before: Iterable[ObjectKey], live: Iterable[Json]
+        self, kind: Kind, before: Iterable[ObjectKey], live: Iterable[Json], version: str
     ) -> list[Json]:
-        """Repairs what a watch missed, from a full list; answers what was wrong.
+        """Repairs what a watch missed, from a full list of this version; answers what was wrong.
 
         `before`: the keys known when the list was asked for. What is among them and not in the
-        list is gone; what came since is not judged.
+        list is gone; what came since is not judged, be it under a name that was known before.
         """
         fresh = {key_of(item): item for item in live}
         wrong = []
         for key in before:
             known = self._objects[kind].get(key)
-            if key not in fresh and known is not None:
+            if key not in fresh and known is not None and version_of(known) <= int(version):
                 self._drop(kind, known)
                 wrong.append(known)
         for item in fresh.values():

@@ -27,11 +27,13 @@ class FakeEngine:
         self.load_now = EngineLoad(0, 0, 0.0, 0.0)
         self.fails: str | None = None
         self.asked = 0
+        self.host = ""
         self.window: int | None = 4096
         self.asked_window = 0
 
     async def load(self, host: str, port: int) -> EngineLoad:
         self.asked += 1
+        self.host = host
         if self.fails is not None:
             raise ScrapeFailed(self.fails, "no")
         return self.load_now
@@ -53,6 +55,21 @@ class Bench:
         )
         self.store.put(POD, engine_pod(ready=ready))
         self.task = asyncio.create_task(self.scraper.run())
+
+
+@virtual_time
+async def test_a_pod_whose_sandbox_was_made_anew_is_asked_at_its_new_address(
+    clock: VirtualClock,
+) -> None:
+    it = Bench(clock)
+    it.engine.load_now = EngineLoad(3, 0, 0.0, 0.0)
+    await asyncio.sleep(5)
+    it.engine.fails = "connection"
+    it.store.put(POD, engine_pod(version=2, ip="127.0.0.9"))
+    await asyncio.sleep(1)
+    assert it.engine.host == "127.0.0.9"
+    assert it.scraper.sample_of(UID) is None, "what the old address said is not this one's"
+    it.task.cancel()
 
 
 @virtual_time

@@ -91,10 +91,22 @@ def test_a_full_list_removes_what_the_watch_missed_and_spares_what_came_meanwhil
         it.put(POD, engine_pod(name))
     before = list(it.all(POD))
     it.put(POD, engine_pod("newcomer", version=7))
-    wrong = it.reconcile(POD, before, [engine_pod("stays"), engine_pod("unseen", version=8)])
+    wrong = it.reconcile(POD, before, [engine_pod("stays"), engine_pod("unseen", version=8)], "9")
     assert sorted(pod["metadata"]["name"] for pod in wrong) == ["unseen", "vanished"]
     known = [pod["metadata"]["name"] for pod in it.of_tier(POD, REF)]
     assert known == ["newcomer", "stays", "unseen"]
+
+
+def test_what_came_back_under_its_name_after_the_list_is_not_taken_for_gone() -> None:
+    """A gateway's demand is deleted and made again under one name within moments."""
+    it = store()
+    it.put(POD, engine_pod("demand", version=3))
+    before = list(it.all(POD))
+    it.gone(POD, engine_pod("demand", version=5))
+    it.put(POD, engine_pod("demand", version=9))
+    assert it.reconcile(POD, before, [], "6") == []
+    assert [pod["metadata"]["name"] for pod in it.of_tier(POD, REF)] == ["demand"]
+    assert len(it.reconcile(POD, before, [], "12")) == 1
 
 
 def test_removals_are_told_to_listeners_once() -> None:
