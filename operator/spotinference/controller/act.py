@@ -113,10 +113,14 @@ class Actor:
     async def _scale(self, observed: Observed, scale: Apply) -> None:
         live = observed.children.get(_child_key(scale))
         before, after = _replicas(live), _replicas(scale.manifest)
-        if live is not None and only_the_number(scale.manifest, live):
-            await self.writer.scale(live, after, urgent=after > before)
-        else:
-            await self._apply(observed, scale, urgent=after > before)
+        try:
+            if live is not None and only_the_number(scale.manifest, live):
+                await self.writer.scale(live, after, urgent=after > before)
+            else:
+                await self._apply(observed, scale, urgent=after > before)
+        except errors.Conflict:
+            await self._read_again(observed, scale)
+            raise
         if after > before:
             self.latencies.scaled_up(observed.ref, from_zero=_running(observed) == 0)
         log.info(
@@ -126,6 +130,16 @@ class Actor:
             before=before,
             after=after,
         )
+
+    async def _read_again(self, observed: Observed, scale: Apply) -> None:
+        """What won the race, so that the next decision sees it, be the watch frozen for a minute."""
+        name = scale.manifest["metadata"]["name"]
+        try:
+            live = await self.kube.get(scale.kind, name, observed.ref.namespace)
+        except errors.SpotinferenceError as error:
+            log.info("scale.unread", tier=str(observed.ref), deployment=name, error=str(error))
+            return
+        self.store.put(scale.kind, live)
 
     async def _doom(self, observed: Observed, doom: Doom) -> None:
         await self.writer.annotate(

@@ -136,6 +136,18 @@ async def test_a_scale_that_lost_a_race_ends_the_act_before_deletes_and_status()
     assert [write[0] for write in it.wrote()] == ["scale"]
 
 
+@pytest.mark.fault(6)
+async def test_a_scale_that_lost_a_race_is_decided_again_on_what_is_there_now() -> None:
+    """Also while the watch of Deployments is frozen: else it would lose again and again."""
+    it = shell()
+    it.have(DEPLOYMENT, deployment(0))
+    it.api.put(DEPLOYMENT, deployment(0) | {"status": {"observedGeneration": 7}})
+    with pytest.raises(errors.Conflict):
+        await it.actor.act(observed(it), Plan(scales=(scale(it, 1),)))
+    await it.actor.act(observed(it), Plan(scales=(scale(it, 1),)))
+    assert it.api.objects["Deployment", "default", "demo-spot-zone-a"]["spec"]["replicas"] == 1
+
+
 async def test_a_missing_right_is_a_condition_that_names_it_and_does_not_stop_the_rest() -> None:
     it = shell()
     it.api.refusals["apply", "NetworkPolicy"] = errors.Forbidden(
