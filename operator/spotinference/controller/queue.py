@@ -91,13 +91,6 @@ class WorkQueue:
             timer.cancel()
         self._timers[key] = loop.call_later(max(0.0, delay_s), self._due, key)
 
-    def forget(self, key: TierRef) -> None:
-        """The key is gone for good: no timer, no memory of failures."""
-        self._failures.pop(key, None)
-        timer = self._timers.pop(key, None)
-        if timer is not None:
-            timer.cancel()
-
     def open(self) -> None:
         self._open.set()
 

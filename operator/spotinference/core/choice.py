@@ -147,7 +147,18 @@ def best_open(draft: Draft) -> Place | None:
         ]
     first = min((KINDS.index(p.pool.capacity_type) for p in allowed), default=0)
     kind = [p for p in allowed if p.pool.capacity_type == KINDS[first]]
+    kind = [p for p in kind if not _volume_leaves(draft, p)] or kind
     return _best(draft, [p for p in kind if not failed_lately(draft, p)] or kind)
+
+
+def _volume_leaves(draft: Draft, place_: Place) -> bool:
+    """The zone's volume is on a node that goes, and stays there until its replica has drained."""
+    return draft.terms.exclusive and any(
+        r.drains_until is not None
+        for p in draft.places
+        if p.market.zone == place_.market.zone
+        for r in p.replicas
+    )
 
 
 def most_promising(draft: Draft, places: Sequence[Place]) -> Place | None:

@@ -228,6 +228,22 @@ def test_all_replicas_lost_at_once_are_all_replaced() -> None:
     assert len(w.ready) == 3
 
 
+def test_a_replacement_with_exclusive_volumes_does_not_wait_for_the_one_that_drains() -> None:
+    """The volume of its zone stays on the node that goes until the last moment."""
+    w = World(
+        spec=tier(cache={"accessMode": "ReadWriteOnce"}),
+        pools={"spot-a": pool(("zone-1",)), "spot-b": pool(("zone-1", "zone-2"))},
+    )
+    w.settle()
+    w.streams = 1
+    w.run(60)
+    assert w.replicas == {"spot-a/zone-1": 1}
+    w.notice(next(iter(w.nodes)), 120)
+    w.pods[w.ready[0].name].running = 1
+    w.carry_out(decide(w.observe()))
+    assert w.replicas == {"spot-a/zone-1": 1, "spot-b/zone-2": 1}
+
+
 @pytest.mark.fault(41)
 def test_a_replacement_with_exclusive_volumes_starts_only_where_the_cache_is() -> None:
     w = serving(cache={"accessMode": "ReadWriteOnce"}, scaling={"maxReplicas": 1})
