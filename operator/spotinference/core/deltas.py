@@ -25,8 +25,6 @@ TEXT: Channel = ("text",)
 IDS: Channel = ("ids",)
 LOGPROBS: Channel = ("logprobs",)
 
-_PLAIN = frozenset({TEXT, IDS})
-
 
 def parts(endpoint: Endpoint, choice: Json) -> dict[Channel, Part]:
     """What the choice adds to each channel; channels to which it adds nothing are left out.
@@ -55,11 +53,6 @@ def parts(endpoint: Endpoint, choice: Json) -> dict[Channel, Part]:
         else:
             found["other", key] = (value,)
     return found
-
-
-def is_plain(found: Mapping[Channel, Part]) -> bool:
-    """Nothing but text and its tokens."""
-    return found.keys() <= _PLAIN
 
 
 def _tool_parts(calls: list[Json]) -> dict[Channel, Part]:

@@ -1,8 +1,8 @@
 """Server-sent events without I/O: bytes in, events out, whatever the split.
 
 `Framer` is for the way of every token: it finds whole events and keeps their bytes as they are.
-`Parser` is for the moment a backend dies: it reads events as the specification says (LF, CRLF and
-CR line ends, comments, several data lines, a leading BOM).
+`events` reads them as the specification says (LF, CRLF and CR line ends, comments, several data
+lines): where one is looked at closely, and what was delivered when a backend died.
 """
 
 from __future__ import annotations
@@ -18,7 +18,6 @@ _EVENT_END = re.compile(rb"(?:\r\n|\n|\r(?!\n|\Z)){2}")
 _LINE_END = re.compile(rb"\r\n|\n|\r")
 _CR = 13
 """A number is found at a fifth of the cost of a byte string."""
-_BOM = b"\xef\xbb\xbf"
 
 
 class EventTooLong(ValueError):
@@ -60,23 +59,6 @@ class Event:
 
     data: bytes | None
     type: bytes = b""
-
-
-class Parser:
-    """Events out of bytes; an unfinished last event is never reported."""
-
-    def __init__(self, limit: int = MAX_EVENT_BYTES) -> None:
-        self._framer = Framer(limit)
-        self._started = False
-
-    def feed(self, data: bytes) -> list[Event]:
-        whole = self._framer.feed(data)
-        if not whole:
-            return []
-        if not self._started:
-            self._started = True
-            whole = whole.removeprefix(_BOM)
-        return list(events(whole))
 
 
 def events(whole: bytes) -> Iterator[Event]:

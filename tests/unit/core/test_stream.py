@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from spotinference.core.stream import Event, EventTooLong, Framer, Parser, events
+from spotinference.core.stream import Event, EventTooLong, Framer, events
 
 LINE = st.sampled_from(
     [
@@ -30,6 +30,11 @@ DOCUMENT = st.lists(st.tuples(LINE, END), max_size=30).map(
 )
 
 
+def read(*parts: bytes) -> list[Event]:
+    framer = Framer()
+    return [event for part in parts for event in events(framer.feed(part))]
+
+
 def cut(data: bytes, points: list[int]) -> list[bytes]:
     at = sorted({0, len(data), *(point % (len(data) + 1) for point in points)})
     return [data[a:b] for a, b in itertools.pairwise(at)]
@@ -37,16 +42,12 @@ def cut(data: bytes, points: list[int]) -> list[bytes]:
 
 @given(DOCUMENT, st.lists(st.integers(0, 10_000), max_size=20))
 def test_any_split_gives_the_same_events(document: bytes, points: list[int]) -> None:
-    parser = Parser()
-    found = [event for part in cut(document, points) for event in parser.feed(part)]
-    assert found == Parser().feed(document)
+    assert read(*cut(document, points)) == read(document)
 
 
 @given(DOCUMENT)
 def test_byte_by_byte_gives_the_same_events(document: bytes) -> None:
-    parser = Parser()
-    found = [event for byte in document for event in parser.feed(bytes([byte]))]
-    assert found == Parser().feed(document)
+    assert read(*(bytes([byte]) for byte in document)) == read(document)
 
 
 @given(st.binary(max_size=400), st.lists(st.integers(0, 400), max_size=10))
@@ -63,13 +64,12 @@ def test_events_come_out_as_they_went_in(payloads: list[bytes]) -> None:
 
 
 def test_an_unfinished_event_is_never_reported() -> None:
-    parser = Parser()
-    assert parser.feed(b"data: one\n\ndata: two\n") == [Event(b"one")]
-    assert parser.feed(b"\n") == [Event(b"two")]
+    assert read(b"data: one\n\ndata: two\n") == [Event(b"one")]
+    assert read(b"data: one\n\ndata: two\n", b"\n") == [Event(b"one"), Event(b"two")]
 
 
 def test_comments_are_keep_alives_and_several_data_lines_are_one_event() -> None:
-    found = Parser().feed(b"\xef\xbb\xbf: hello\n\nevent: e\ndata: a\ndata: b\n\n")
+    found = read(b": hello\n\nevent: e\ndata: a\ndata: b\n\n")
     assert found == [Event(None), Event(b"a\nb", b"e")]
 
 
