@@ -5,16 +5,21 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import gc
+import tracemalloc
 import weakref
+
+import orjson
 
 from spotinference.api.kinds import POD
 from spotinference.gateway.config import GatewaySettings
 from spotinference.gateway.replay import Asked, Recording
 from spotinference.gateway.replays import Replays
+from tests.gateway.raw_table import post
 from tests.gateway.test_forward import SELECTOR, pod
+from tests.gateway.test_hostile_http import address
 from tests.gateway.test_replay import ask, serving
 from tests.support.eventually import eventually
-from tests.support.gateway import chat
+from tests.support.gateway import bench, chat
 from tests.support.virtual_time import VirtualClock, virtual_time
 
 
@@ -64,3 +69,24 @@ async def test_an_answer_that_was_dropped_for_another_takes_no_memory() -> None:
         gc.collect()
         alive = {id(one) for ref in made if (one := ref()) is not None}
         assert len(alive) == len(replays._by_request) == 2
+
+
+async def test_a_recorded_request_that_waits_holds_one_copy_of_its_prompt() -> None:
+    size = 8_000_000
+    async with bench(fail_fast_s=60) as b:
+        await b.tier("demo")
+        reader, writer = await asyncio.open_connection(*address(b))
+        tracemalloc.start()
+        try:
+            content = orjson.dumps(chat("x" * size))
+            writer.write(post("Idempotency-Key: k", content=content))
+            del content
+            await writer.drain()
+            await eventually(lambda: b.parked() == 1, 5)
+            gc.collect()
+            held, _ = tracemalloc.get_traced_memory()
+        finally:
+            tracemalloc.stop()
+            writer.transport.abort()
+        del reader
+        assert size < held < 1.5 * size

@@ -195,9 +195,10 @@ class Server:
             raise errors.gateway_busy()
         await self._context.turns.own()
         wanted = replay.asked(http)
-        raw = await requests.read_body(http, self._context.settings)
+        reading = requests.read_body(http, self._context.settings)
         if wanted is not None:
-            return await self._recorded(http, key, endpoint, raw, wanted)
+            return await self._recorded(http, key, endpoint, await reading, wanted)
+        raw = await reading
         body, size = requests.parse(endpoint, raw), len(raw)
         del raw  # it may be parked for minutes: one copy of the prompt is enough
         return await self._answer(http, key, endpoint, body, size)
@@ -220,6 +221,7 @@ class Server:
                 http.request_id = forward.own_id(http.request_id)
             recording = Recording(key.id, http.request_id, digest, settings.max_recording_bytes)
             run = self._in_the_background(http, key, endpoint, raw, recording)
+            del raw
             self._keep(replays.record(recording, wanted, run))
             connection = Reply(http, settings, recording.request_id)
         else:
@@ -245,8 +247,9 @@ class Server:
     ) -> None:
         reply = RecordedReply(http, self._context.settings, recording)
         try:
-            body = requests.parse(endpoint, raw)
-            await self._answer(http, key, endpoint, body, len(raw), reply)
+            body, size = requests.parse(endpoint, raw), len(raw)
+            del raw  # as above
+            await self._answer(http, key, endpoint, body, size, reply)
         except GatewayError:
             raise  # the players tell it to their clients
         except Exception as error:  # the outermost frame of a request
