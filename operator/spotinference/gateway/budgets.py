@@ -144,7 +144,7 @@ def _decoded(text: str | None) -> tuple[dict[str, int], dict[str, str]]:
         stored = json.loads(text)
         tokens = {key: _whole(count) for key, count in dict(stored["tokens"]).items()}
         return tokens, dict(stored["flushes"])
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         # A person broke it: counting on from nothing would hand out the month's tokens anew.
         raise errors.ConfigInvalid(
             f"ConfigMap {NAME}: not readable ({error}); mend or delete it."
