@@ -2,6 +2,13 @@
 
 from __future__ import annotations
 
+import platform
+import sys
+from pathlib import Path
+
+import pytest
+
+from benchmarks.gateway import install
 from benchmarks.gateway.results import Results
 
 FIGURES = {"chunks_per_s": 100.0, "cpu_s": 0.5, "errors": 0.0, "refused": 0.0}
@@ -52,3 +59,17 @@ def test_what_waits_is_set_beside_what_runs_alone() -> None:
     shown = made.markdown()
     assert "| live streams while requests wait | offered 200; chunks/s 100; " in shown
     assert shown.rstrip().endswith("over that while nothing waits | 1.05 |")
+
+
+def test_a_python_that_is_not_there_or_too_old_is_not_measured_with(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    old = tmp_path / "python3"
+    old.write_text("#!/bin/sh\necho 'AssertionError' >&2; exit 1\n")
+    old.chmod(0o755)
+    monkeypatch.setattr(install, "_SYSTEM_PYTHONS", (str(tmp_path / "missing"), str(old)))
+    install.interpreter.cache_clear()
+    try:
+        assert install.interpreter() == (sys.executable, platform.python_version())
+    finally:
+        install.interpreter.cache_clear()
