@@ -7,7 +7,6 @@ import sys
 from pathlib import Path
 
 import pytest
-
 from benchmarks.gateway import install
 from benchmarks.gateway.results import Results
 
