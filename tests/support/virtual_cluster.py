@@ -56,6 +56,8 @@ class Pod:
     failure: str | None = None
     hangs: bool = False
     """neither /health nor /metrics answers; what runs goes on"""
+    misses_probes: bool = False
+    """not ready, but /metrics answers"""
     loaded: bool = False
     """its startup probe has passed"""
     ended: bool = False
@@ -287,7 +289,11 @@ class VirtualCluster:
                 pod.failure = f"CrashLoopBackOff: {crash}" if pod.restarts else None
             elif pod.market in self.broken:
                 continue
-            elif pod.ready_at is None and not pod.hangs and age >= timedelta(seconds=self.load_s):
+            elif (
+                pod.ready_at is None
+                and not (pod.hangs or pod.misses_probes)
+                and age >= timedelta(seconds=self.load_s)
+            ):
                 pod.ready_at, pod.failure, pod.loaded = self.now, None, True
 
     def _deployments(self) -> dict[Market, Json]:

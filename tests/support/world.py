@@ -194,7 +194,8 @@ class World(VirtualCluster):
             node = NodeView(pod.node, health, notice, hint)
         refused = pod.node is None
         serving = pod.ready_at is not None
-        sample = Sample(self.now, pod.running, pod.waiting) if serving and self.metrics else None
+        read = (serving or pod.misses_probes) and self.metrics
+        sample = Sample(self.now, pod.running, pod.waiting) if read else None
         return ReplicaView(
             name=pod.name,
             uid=pod.uid,

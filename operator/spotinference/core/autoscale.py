@@ -15,7 +15,7 @@ from datetime import datetime, timedelta
 from spotinference.api import durations, times
 from spotinference.api.tier import TierSpec
 from spotinference.api.tier_status import ScalingStatus, TierStatus
-from spotinference.core import idle, sizing
+from spotinference.core import idle, lifecycle, sizing
 from spotinference.core.fleet import Fleet, Replica, Standing
 from spotinference.core.lifecycle import DEFAULT_WAKE_S
 from spotinference.core.observed import Observed
@@ -268,7 +268,8 @@ def _sleep(
     if scaling.idle_since is None or current <= least:
         return None
     idle_since = times.parse(scaling.idle_since)
-    if fleet.ready:
+    serves = bool(fleet.ready) or lifecycle.may_answer_again(fleet)
+    if serves:
         limit_s = _idle_limit_s(observed)
         if observed.spec.replicas == 0:
             limit_s = min(limit_s, SCALED_TO_ZERO_IDLE_S)
@@ -281,7 +282,7 @@ def _sleep(
     due = idle_since + timedelta(seconds=limit_s)
     if observed.now >= due:
         return Count(least, text, ScalingStatus(idle_since=scaling.idle_since))
-    if not fleet.ready:
+    if not serves:
         return Count(current, "nobody waits", scaling, (due,))
     calm = _down(observed, fleet, load, current, max(1, least), scaling)
     return Count(calm.desired, calm.reason, calm.scaling, (*calm.look_again_at, due))

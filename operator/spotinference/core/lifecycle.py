@@ -51,7 +51,7 @@ def wake_of(observed: Observed, fleet: Fleet, weights: Weights, desired: int) ->
     if fleet.ready:
         return _finished(before, fleet, now) if before is not None and under_way else before
     stage = stage_of(fleet, weights)
-    if before is not None and not under_way and _may_answer_again(fleet):
+    if before is not None and not under_way and may_answer_again(fleet):
         return before
     if before is None or not under_way:
         return _begun(observed, stage)
@@ -83,7 +83,7 @@ def last_wake_s(before: TierStatus, wake: WakeStatus | None, fleet: Fleet) -> in
     return max(0, round((times.parse(wake.ready_at) - started_at).total_seconds()))
 
 
-def _may_answer_again(fleet: Fleet) -> bool:
+def may_answer_again(fleet: Fleet) -> bool:
     """A replica that served does not answer its probe: that is no wake, and may be over in a moment."""
     return any(r.standing is Standing.STARTING and r.view.loaded for r in fleet.replicas)
 

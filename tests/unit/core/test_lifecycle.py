@@ -104,6 +104,24 @@ def test_a_replica_that_falls_silent_for_a_moment_is_not_taken_for_a_wake_of_a_m
     assert w.status.wake == wake
 
 
+def test_an_idle_replica_that_misses_a_probe_is_not_put_to_sleep_as_a_wake_called_off() -> None:
+    w = world(scaling={"maxReplicas": 1, "idleTimeout": "2m"})
+    w.streams = 1
+    w.run(60)
+    w.streams = 0
+    w.run(30)
+    pod = w.ready[0]
+    pod.misses_probes, pod.ready_at = True, None
+    w.run(20)
+    assert w.total == 1
+    pod.misses_probes = False
+    w.run(10)
+    assert len(w.ready) == 1
+    w.run(120)
+    assert w.total == 0
+    assert not any("called off" in event for event in w.events)
+
+
 def test_a_replica_that_was_starting_when_the_last_one_went_is_not_taken_for_a_quick_wake() -> None:
     w = world()
     w.load_s = 300
