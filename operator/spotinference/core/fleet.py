@@ -231,7 +231,7 @@ def survey(observed: Observed) -> Fleet:
         )
         for index, (market, pool) in enumerate(markets(observed))
     )
-    places += _closed(observed, deployments, judged, first_index=len(places))
+    places += _closed(observed, deployments, judged, known, first_index=len(places))
     ours = {p.market for p in places}
     outside = {m: d for m, d in deployments.items() if m not in ours}
     missing = tuple(
@@ -267,6 +267,7 @@ def _closed(
     observed: Observed,
     deployments: Mapping[Market, Json],
     judged: Mapping[Market, list[Replica]],
+    known: Mapping[Market, MarketStatus],
     first_index: int,
 ) -> tuple[Place, ...]:
     """What still stands in pools that the tier names but that do not exist (any more)."""
@@ -279,6 +280,7 @@ def _closed(
             index=first_index + number,
             deployment=deployments[market],
             replicas=tuple(judged.get(market, ())),
+            known=known.get(market),
             closed=True,
         )
         for number, market in enumerate(standing_there)

@@ -281,3 +281,19 @@ def test_a_tier_that_nothing_takes_is_not_explained_again_and_again() -> None:
     w.capacity = dict.fromkeys([Market("spot-a", z) for z in ("zone-1", "zone-2")], 0)
     asked_for(w, 1).run(1800)
     assert len([e for e in w.events if e.startswith("Placed: ")]) == 2, "once per market"
+
+
+def test_what_is_believed_of_a_market_outlives_its_pool_and_is_not_written_at_each_look() -> None:
+    w = asked_for(world(), 1)
+    w.run(600, 5)
+    assert w.replicas == {"spot-a/zone-1": 1}
+    before = market(w, "spot-a/zone-1")
+    gone = w.pools.pop("spot-a")
+    w.run(60)
+    w.writes.clear()
+    w.run(300)
+    assert w.writes == []
+    assert market(w, "spot-a/zone-1").calm_since == before.calm_since
+    w.pools["spot-a"] = gone
+    w.run(60)
+    assert market(w, "spot-a/zone-1").calm_since == before.calm_since
