@@ -131,6 +131,19 @@ async def test_nobody_above_a_limit_wakes_a_gpu() -> None:
             await eventually(lambda: use(b).streams == 0, 5, "a client that left frees its place")
 
 
+async def test_a_limit_beyond_the_context_window_blocks_nothing_else() -> None:
+    async with bench() as b:
+        await b.tier("demo", engine={"maxModelLen": 2048})
+        await rekey(b, monthly_tokens=1_000_000)
+        async with b.http() as session:
+            waiting = asyncio.create_task(session.post(CHAT, json=chat(max_tokens=10**9)))
+            await eventually(lambda: b.parked() == 1, 5)
+            assert use(b).reserved < 10_000
+            await b.replica()
+            assert (await ask(session, max_tokens=1))[0] == 200
+            await waiting
+
+
 @pytest.mark.fault(67)
 async def test_a_spent_budget_is_final_until_the_month_turns() -> None:
     async with limited(monthly_tokens=20) as (b, session):

@@ -163,11 +163,16 @@ class Limits:
         )
 
 
-def estimate(work: Work, body_bytes: int, *, completes: bool) -> int:
-    """Tokens that a request may take: its bytes as text, and the most that it may generate."""
+def estimate(work: Work, body_bytes: int, *, completes: bool, window: int | None) -> int:
+    """Tokens that a request may take: its bytes as text, and the most that it may generate.
+
+    `window`: no answer is longer than the model's context, whatever limit the client names; a
+    larger one would block all else that the key may use until it ends.
+    """
     prompt = max(1, body_bytes // BYTES_PER_TOKEN)
     if not completes:
         return prompt
-    return prompt + (
-        DEFAULT_COMPLETION_TOKENS * work.choices if work.max_tokens is None else work.max_tokens
-    )
+    if work.max_tokens is None:
+        return prompt + DEFAULT_COMPLETION_TOKENS * work.choices
+    most = work.max_tokens if window is None else min(work.max_tokens, window * work.choices)
+    return prompt + most

@@ -277,9 +277,10 @@ class Server:
         http.tier_name = tier.ref.name
         work = routing.work_of(body, http.headers.get(SESSION_HEADER))
         kind, prepared = _prepared(endpoint, body, tier, self._context.settings.gather_tokens)
-        grant = self._context.limits.admit(
-            key, limits.estimate(work, size, completes=endpoint.completes)
+        needed = limits.estimate(
+            work, size, completes=endpoint.completes, window=tier.context_window
         )
+        grant = self._context.limits.admit(key, needed)
         http.answer_headers = self._limit_headers(http)
         run = kind(
             self._context,
