@@ -53,6 +53,23 @@ ROWS: Mapping[int, Row] = {
         "Somebody else writes the tier twenty times a second.",
         "No conflict, nothing of theirs is lost, and the status is right.",
     ),
+    17: Row(
+        "A clock is set an hour back or forward.",
+        "What is learned goes on from there; a moment of the status that is yet to come holds no replica "
+        "back, keeps no tier awake and makes no pause longer.",
+    ),
+    18: Row(
+        "The clocks of API server or kubelet are not the operator's.",
+        "With less than a minute between them moves end; nothing is written for it at each look.",
+    ),
+    21: Row(
+        "Reading one tier's load raises, each time.",
+        "It is logged and counted; the other tiers and the process go on.",
+    ),
+    24: Row(
+        "A status of another version, or edited by hand.",
+        "What is damaged is dropped and worked out anew, the rest is kept; nothing stops.",
+    ),
     31: Row(
         "A thousand requests wake one sleeping tier.",
         "One demand for all of them; beyond the bound 429 with Retry-After.",
