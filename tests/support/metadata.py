@@ -87,6 +87,7 @@ class Gce(Cloud):
     """Values with ETags; `wait_for_change` is answered when the value changes or time is up."""
 
     maintenance: str = "NONE"
+    maintenance_fault: int | None = None
     flavour: str | None = "Google"
     _preempted: str = "FALSE"
     _changed: asyncio.Event = field(default_factory=asyncio.Event)
@@ -94,6 +95,7 @@ class Gce(Cloud):
     def preempt(self) -> None:
         self._preempted = "TRUE"
         self._changed.set()
+        self._changed = asyncio.Event()
 
     def routes(self) -> list[web.RouteDef]:
         return [
@@ -116,6 +118,8 @@ class Gce(Cloud):
         return self._answer(request, self._preempted)
 
     async def _maintenance(self, request: web.Request) -> web.Response:
+        if self.maintenance_fault is not None:
+            return web.Response(status=self.maintenance_fault)
         return self._answer(request, self.maintenance)
 
     @property

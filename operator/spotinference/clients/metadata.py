@@ -130,7 +130,12 @@ class Aws:
 
 @dataclass(slots=True)
 class Gcp:
-    """A long poll on `preempted`, and a look at `maintenance-event` each time it returns."""
+    """A long poll on `preempted`, and a look at `maintenance-event` each time it returns.
+
+    It waits for a change only after a whole answer that announced nothing. What is announced is
+    said again at each `pause_s`, as by the other clouds: whoever failed to pass it on would
+    otherwise hear nothing for `long_poll_s`, which is longer than a preempted machine lasts.
+    """
 
     asker: Asker
     pause_s: float = 1.0
@@ -145,21 +150,17 @@ class Gcp:
         return status == 200 and headers.get("metadata-flavor") == "Google"
 
     async def answer(self) -> Announcement | None:
-        preempted = await self._preempted()
-        maintenance, _ = await self._value("/computeMetadata/v1/instance/maintenance-event", 0)
-        return _read(lambda: announcements.of_gcp(preempted, maintenance))
-
-    async def _preempted(self) -> str:
         path, wait_s = "/computeMetadata/v1/instance/preempted", 0
         if self._etag is not None:
             wait_s = self.long_poll_s
             path += f"?wait_for_change=true&timeout_sec={wait_s}&last_etag={self._etag}"
-        try:
-            value, self._etag = await self._value(path, wait_s)
-        except errors.Retryable:
-            self._etag = None  # the next one answers at once
-            raise
-        return value
+        self._etag = None  # whatever fails from here on: the next one answers at once
+        preempted, etag = await self._value(path, wait_s)
+        maintenance, _ = await self._value("/computeMetadata/v1/instance/maintenance-event", 0)
+        found = _read(lambda: announcements.of_gcp(preempted, maintenance))
+        if found is None:
+            self._etag = etag
+        return found
 
     async def _value(self, path: str, wait_s: float) -> tuple[str, str | None]:
         deadline_s = wait_s + LONG_POLL_MARGIN_S if wait_s else None

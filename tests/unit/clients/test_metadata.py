@@ -81,6 +81,23 @@ async def test_google_answers_the_moment_it_preempts(session: aiohttp.ClientSess
             assert await waiting == Announcement(RECLAIM, "gcp: preempted")
 
 
+async def test_google_says_a_preemption_again_at_once_to_who_failed_to_pass_it_on(
+    session: aiohttp.ClientSession,
+) -> None:
+    cloud = Gce()
+    async with cloud.serving() as url:
+        gcp = Gcp(asker(session, url), long_poll_s=20)
+        assert await gcp.answer() is None
+        cloud.preempt()
+        cloud.maintenance_fault = 503
+        async with asyncio.timeout(10):
+            with pytest.raises(errors.ApiUnavailable):
+                await gcp.answer()  # the preemption is read, the other value is not
+            cloud.maintenance_fault = None
+            goes = Announcement(RECLAIM, "gcp: preempted")
+            assert [await gcp.answer(), await gcp.answer()] == [goes, goes]
+
+
 async def test_google_without_a_change_is_asked_again_and_tells_of_maintenance(
     session: aiohttp.ClientSession,
 ) -> None:
