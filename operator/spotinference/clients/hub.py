@@ -8,6 +8,7 @@ killed before leaves a directory that the next run resumes and no engine accepts
 from __future__ import annotations
 
 import fnmatch
+import hashlib
 import os
 import re
 import threading
@@ -142,7 +143,7 @@ class Hub:
         return Snapshot(repo_id, commit, files)
 
     def download(self, snapshot: Snapshot, folder: Path, *, deadline_s: float) -> None:
-        """All files into `folder`, resuming what is there; sizes are checked."""
+        """All files into `folder`, resuming what is there; sizes and digests are checked."""
         until = time.monotonic() + deadline_s
         pool = ThreadPoolExecutor(WORKERS, thread_name_prefix="fetch")
         try:
@@ -162,8 +163,12 @@ class Hub:
         from huggingface_hub import hf_hub_download
 
         target = folder / file.path
-        if target.is_file() and target.stat().st_size == file.size:
-            return
+        if target.is_file():
+            # Of a run that was cut off, perhaps with its node: the size may be right although
+            # blocks never reached the disk.
+            if target.stat().st_size == file.size and _digest_holds(target, file, unknown=False):
+                return
+            target.unlink()
         name = f"{snapshot.repo_id}/{file.path}"
         self._call(
             name,
@@ -183,6 +188,13 @@ class Hub:
             raise HubError(
                 "SizeMismatch",
                 f"{name}: {size} bytes arrived, the hub lists {file.size}",
+                retryable=True,
+            )
+        if not _digest_holds(target, file, unknown=True):
+            target.unlink()
+            raise HubError(
+                "WeightsCorrupt",
+                f"{name}: the content is not what the hub lists (SHA-256); it is fetched again",
                 retryable=True,
             )
 
@@ -250,8 +262,10 @@ _NOT_A_HUB = frozenset({"JSONDecodeError", "FileMetadataError", "HFValidationErr
 
 
 def wanted(path: str) -> bool:
-    """Whether an engine reads this file; hidden, foreign and pickled ones are left out."""
-    if any(fnmatch.fnmatch(path, pattern) for pattern in UNWANTED):
+    """Whether an engine reads this file; hidden, foreign and pickled ones are left out, and paths
+    that would lead out of the commit's directory (`..` is hidden).
+    """
+    if path.startswith("/") or any(fnmatch.fnmatch(path, pattern) for pattern in UNWANTED):
         return False
     return any(fnmatch.fnmatch(Path(path).name, pattern) for pattern in WANTED)
 
@@ -301,6 +315,14 @@ def human(size: float) -> str:
             return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
         size /= 1000
     return f"{size:.1f} TB"
+
+
+def _digest_holds(path: Path, file: HubFile, *, unknown: bool) -> bool:
+    """Whether the file has the digest that the hub lists; `unknown` where it lists none."""
+    if file.sha256 is None:
+        return unknown
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest() == file.sha256
 
 
 def _raise_first(jobs: set[Future[None]]) -> None:

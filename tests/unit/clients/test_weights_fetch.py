@@ -110,6 +110,33 @@ async def test_a_cut_download_is_completed_and_a_short_file_is_fetched_again(ben
     assert cache_volume.is_complete(folder)
 
 
+async def test_what_a_lost_node_left_with_the_right_size_is_fetched_again(bench: Bench) -> None:
+    _, result = await bench.fetch()
+    folder = bench.volume / result["revision"]
+    sound = {name: (folder / name).read_bytes() for name in ("model.safetensors", "config.json")}
+    (folder / cache_volume.MANIFEST).unlink()
+    for name, content in sound.items():
+        (folder / name).write_bytes(bytes(len(content)))  # blocks that never reached the disk
+    assert (await bench.fetch())[0] == 0
+    assert {name: (folder / name).read_bytes() for name in sound} == sound
+
+
+async def test_weights_that_are_not_what_the_hub_lists_never_make_a_cache(bench: Bench) -> None:
+    served = bench.hub.root / REPO / "model.safetensors"
+    sound, before = served.read_bytes(), served.stat()
+    bench.hub.revisions(REPO)  # the digests that it lists
+    served.write_bytes(bytes(len(sound)))
+    os.utime(served, ns=(before.st_atime_ns, before.st_mtime_ns))
+    code, result = await bench.fetch()
+    assert (code, result["error"]) == (1, "WeightsCorrupt"), bench.said
+    (folder,) = (path for path in bench.volume.iterdir() if path.is_dir())
+    assert not cache_volume.is_complete(folder)
+    served.write_bytes(sound)
+    os.utime(served, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert (await bench.fetch())[0] == 0
+    assert (folder / served.name).read_bytes() == sound
+
+
 async def test_failures_that_pass_are_retried(bench: Bench) -> None:
     bench.hub.fault = HubFault(status=503, times=2)
     assert (await bench.fetch())[0] == 0
@@ -216,6 +243,11 @@ def test_what_an_engine_reads_is_wanted(path: str) -> None:
     "path", ["pytorch_model.bin", "x.pt", "modeling.py", ".env.json", "original/a.safetensors"]
 )
 def test_pickles_code_and_copies_are_not_wanted(path: str) -> None:
+    assert not wanted(path)
+
+
+@pytest.mark.parametrize("path", ["/etc/config.json", "../config.json", "a/../../b.safetensors"])
+def test_a_path_out_of_the_directory_is_not_wanted(path: str) -> None:
     assert not wanted(path)
 
 
