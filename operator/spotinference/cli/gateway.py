@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 import uvloop
 
 from spotinference import errors, logs
+from spotinference.gateway import config
 from spotinference.gateway.app import run as run_gateway
-from spotinference.gateway.config import GatewaySettings
 from spotinference.gateway.workers import run as run_workers
+
+LogLevel = Literal["debug", "info", "warning", "error"]
 
 app = typer.Typer(no_args_is_help=True, help="Run the OpenAI-compatible gateway.")
 
@@ -41,21 +43,20 @@ def run(
     workers: Annotated[
         int | None, typer.Option(help="Gateway processes behind the port, one core each.")
     ] = None,
-    log_level: Annotated[str, typer.Option(help="debug, info, warning or error.")] = "info",
+    log_level: Annotated[LogLevel, typer.Option(help="What is logged.")] = "info",
 ) -> None:
     """Serve until SIGTERM; then finish running answers and exit."""
-    given = {
-        "keys_file": keys_file,
-        "kubeconfig": kubeconfig,
-        "host": host,
-        "port": port,
-        "metrics_port": metrics_port,
-        "id": identity,
-        "announce": announce,
-        "workers": workers,
-    }
+    settings = config.load(
+        keys_file=keys_file,
+        kubeconfig=kubeconfig,
+        host=host,
+        port=port,
+        metrics_port=metrics_port,
+        id=identity,
+        announce=announce,
+        workers=workers,
+    )
     logs.setup(level=log_level)
-    settings = GatewaySettings(**{k: v for k, v in given.items() if v is not None})  # type: ignore[arg-type]
     try:
         if settings.workers > 1 and settings.worker is None:
             uvloop.run(run_workers(settings, log_level=log_level))

@@ -261,10 +261,11 @@ def _expiry(text: str) -> datetime:
     now = SystemClock().now().replace(microsecond=0)
     try:
         if text.endswith("d") and text[:-1].isdigit():
-            return now + timedelta(days=int(text[:-1]))
-        if text[:1].isdigit() and text[-1:] in {"h", "m", "s"}:
-            return now + timedelta(seconds=durations.seconds(text))
-        at = datetime.fromisoformat(text)
+            at = now + timedelta(days=int(text[:-1]))
+        elif text[:1].isdigit() and text[-1:] in {"h", "m", "s"}:
+            at = now + timedelta(seconds=durations.seconds(text))
+        else:
+            at = datetime.fromisoformat(text)
     except (ValueError, OverflowError) as error:
         raise errors.ConfigInvalid(
             f"--expires {text!r}: write 90d, 12h, or a time such as 2027-01-31T00:00:00Z."

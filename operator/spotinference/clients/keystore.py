@@ -56,6 +56,8 @@ class FileStore:
             return _parsed(self._path.read_bytes(), f"file {self._path}")
         except FileNotFoundError:
             return KeyFile(keys=[])
+        except OSError as error:
+            raise errors.ConfigInvalid(f"keys file {self._path}: {error.strerror}") from error
 
     async def edit(self, change: Change) -> None:
         lock = self._path.with_name(f".{self._path.name}.lock")

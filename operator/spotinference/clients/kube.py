@@ -17,6 +17,7 @@ from urllib.parse import urlencode, urlsplit
 from urllib.request import getproxies, proxy_bypass
 
 import aiohttp
+import yaml
 from kubernetes.aio import client as k8s
 from kubernetes.aio import config as k8s_config
 from tenacity import (
@@ -81,20 +82,13 @@ class Kube:
                 )
             else:
                 k8s_config.load_incluster_config(client_configuration=configuration)
-        except (k8s_config.ConfigException, OSError) as error:
+            return cls(k8s.ApiClient(_tuned(configuration)), field_manager)
+        except _UNUSABLE as error:
             where = str(kubeconfig) if kubeconfig else "the pod's ServiceAccount"
             raise errors.ConfigInvalid(
-                f"no way to the Kubernetes API through {where}: {error}. "
+                f"no way to the Kubernetes API through {where}: {' '.join(str(error).split())}. "
                 "Pass --kubeconfig FILE, or run in a pod with a ServiceAccount."
             ) from error
-        configuration.connection_pool_maxsize = CONNECTIONS
-        configuration.disable_strict_ssl_verification = True
-        # aiohttp would ask a thread for the proxy, and one for ~/.netrc, before every request: where
-        # fifty replacements are asked for at once, each waits its turn at the interpreter's lock.
-        configuration.client_session_kwargs = {"trust_env": False}
-        if configuration.proxy is None:
-            configuration.proxy = _environment_proxy(configuration.host)
-        return cls(k8s.ApiClient(configuration), field_manager)
 
     async def close(self) -> None:
         await self._api.close()
@@ -323,6 +317,25 @@ class Kube:
                 yield response
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
             raise errors.ApiUnavailable(f"{what}: {type(error).__name__}: {error}") from error
+
+
+_UNUSABLE = (
+    *(k8s_config.ConfigException, OSError, yaml.YAMLError),
+    *(ValueError, TypeError, KeyError, AttributeError),
+)
+"""What the library raises for a file that is no kubeconfig, or names no certificates (ssl's errors
+are OSErrors)."""
+
+
+def _tuned(configuration: k8s.Configuration) -> k8s.Configuration:
+    configuration.connection_pool_maxsize = CONNECTIONS
+    configuration.disable_strict_ssl_verification = True
+    # aiohttp would ask a thread for the proxy, and one for ~/.netrc, before every request: where
+    # fifty replacements are asked for at once, each waits its turn at the interpreter's lock.
+    configuration.client_session_kwargs = {"trust_env": False}
+    if configuration.proxy is None:
+        configuration.proxy = _environment_proxy(configuration.host)
+    return configuration
 
 
 def _environment_proxy(server: str) -> str | None:

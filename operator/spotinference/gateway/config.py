@@ -7,14 +7,16 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from pydantic import Field
+from pydantic import Field, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from spotinference import errors
+
+ENV_PREFIX = "SPOTINFERENCE_GATEWAY_"
 
 
 class GatewaySettings(BaseSettings):
-    model_config = SettingsConfigDict(
-        env_prefix="SPOTINFERENCE_GATEWAY_", frozen=True, extra="ignore"
-    )
+    model_config = SettingsConfigDict(env_prefix=ENV_PREFIX, frozen=True, extra="ignore")
 
     # --- addresses ------------------------------------------------------------------------------
     host: str = "0.0.0.0"
@@ -180,3 +182,17 @@ class GatewaySettings(BaseSettings):
     drain_s: float = 25.0
     """After SIGTERM running answers may end this long; below the pod's grace of 30 s."""
     sync_timeout_s: float = 30.0
+
+
+def load(**flags: object) -> GatewaySettings:
+    """Flags that were given win over variables; `ConfigInvalid` names the wrong one."""
+    given = {name: value for name, value in flags.items() if value is not None}
+    try:
+        return GatewaySettings(**given)  # type: ignore[arg-type]  # validated by pydantic
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        name = str(first["loc"][0]) if first["loc"] else "?"
+        raise errors.ConfigInvalid(
+            f"--{name.replace('_', '-')} ({ENV_PREFIX}{name.upper()}) is {first['input']!r}: "
+            f"{first['msg']}"
+        ) from error

@@ -134,9 +134,21 @@ def test_a_revoked_key_stays_listed_and_an_unknown_one_is_an_error(tmp_path: Pat
         run("revoke", "nobody", "--file", str(file))
 
 
+@pytest.mark.parametrize("command", [["list"], ["revoke", "k"], ["create", "--namespace", "a"]])
+def test_a_keys_file_that_cannot_be_read_is_named(tmp_path: Path, command: list[str]) -> None:
+    with pytest.raises(errors.ConfigInvalid, match=f"keys file {tmp_path}: "):
+        run(*command, "--file", str(tmp_path))
+
+
 @pytest.mark.parametrize(
     ("option", "value"),
-    [("--expires", "2020-01-01T00:00:00Z"), ("--expires", "soon"), ("--max-streams", "0")],
+    [
+        ("--expires", "0d"),
+        ("--expires", "0s"),
+        ("--expires", "2020-01-01T00:00:00Z"),
+        ("--expires", "soon"),
+        ("--max-streams", "0"),
+    ],
 )
 def test_a_wrong_option_is_named(tmp_path: Path, option: str, value: str) -> None:
     file = str(tmp_path / "keys.json")

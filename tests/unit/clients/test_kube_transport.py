@@ -107,3 +107,15 @@ async def test_a_watch_that_is_cut_within_an_event_is_begun_anew(
                     pass
             with pytest.raises(errors.ApiUnavailable):
                 await kube.create(NODE, {"metadata": {"name": "n"}})
+
+
+NO_CERTIFICATE = """{kind: Config, current-context: x, contexts: [{name: x, context: {cluster: x}}],
+clusters: [{name: x, cluster: {server: "https://127.0.0.1:1", certificate-authority-data: Zm9v}}]}"""
+
+
+@pytest.mark.parametrize("text", ["", "text", "a: [b", "\xff\xfe\x00", "[]", NO_CERTIFICATE])
+async def test_what_is_no_kubeconfig_is_said_in_one_sentence(tmp_path: Path, text: str) -> None:
+    config = tmp_path / "kubeconfig"
+    config.write_text(text, encoding="latin-1")
+    with pytest.raises(errors.ConfigInvalid, match=rf"{config}: [^\n]+ Pass --kubeconfig"):
+        await Kube.connect(field_manager="test", kubeconfig=config)
