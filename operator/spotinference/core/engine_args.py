@@ -79,7 +79,15 @@ def argv(tier: str, spec: TierSpec, revision: str | None) -> list[str]:
     )
     if engine.tool_call_parser is not None:
         args += ["--enable-auto-tool-choice", "--tool-call-parser", engine.tool_call_parser]
-    return args + list(engine.extra_args)
+    return args + [verbatim(word) for word in engine.extra_args]
+
+
+def verbatim(text: str) -> str:
+    """As the kubelet hands it on unchanged: it makes `$` of `$$` and a variable's value of `$(NAME)`.
+
+    A word `$(X)` would else become whatever the tier's own variable X says, a refused flag too.
+    """
+    return text.replace("$", "$$")
 
 
 def environment(spec: TierSpec) -> list[dict[str, str]]:
@@ -99,7 +107,7 @@ def environment(spec: TierSpec) -> list[dict[str, str]]:
         "VLLM_ENGINE_READY_TIMEOUT_S": str(round(durations.seconds(spec.engine.startup))),
         "VLLM_NO_USAGE_STATS": "1",
     }
-    theirs = {e.name: e.value for e in spec.engine.env if e.name not in ours}
+    theirs = {e.name: verbatim(e.value) for e in spec.engine.env if e.name not in ours}
     return [
         {"name": name, "value": value} if value else {"name": name}
         for name, value in {**ours, **theirs}.items()

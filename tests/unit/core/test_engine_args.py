@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from spotinference.core import engine_args
+from spotinference.devcluster.sandbox import expand
 from tests.support.world import tier
 
 
@@ -32,6 +33,21 @@ def test_the_grace_period_outlasts_pre_stop_and_drain() -> None:
 def test_extra_arguments_come_last_and_stay_words_of_their_own() -> None:
     spec = tier(engine={"extraArgs": ["--seed=7", "--override-generation-config={}; ls"]})
     assert engine_args.argv("chat", spec, "c")[-2:] == list(spec.engine.extra_args)
+
+
+WORDS = ["--trust-remote-code", "$(X)", "$$", "a$", "$(", "$(HOME)$", "^[a-z]+$(X)$$(X)"]
+
+
+def test_the_kubelet_expands_nothing_that_a_tier_says() -> None:
+    variables = [{"name": f"V{i}", "value": word} for i, word in enumerate(WORDS)]
+    env = [{"name": "X", "value": "--trust-remote-code"}, *variables]
+    spec = tier(engine={"extraArgs": ["--seed", "7", *WORDS[1:]], "env": env})
+    seen: dict[str, str] = {}
+    for entry in engine_args.environment(spec):
+        seen[entry["name"]] = expand(entry.get("value", ""), seen)
+    argv = [expand(word, seen) for word in engine_args.argv("chat", spec, "c")]
+    assert argv[-len(WORDS) + 1 :] == WORDS[1:]
+    assert [seen[f"V{i}"] for i in range(len(WORDS))] == WORDS
 
 
 def test_the_environment_is_the_same_whatever_the_order_of_asking() -> None:
