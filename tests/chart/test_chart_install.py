@@ -224,6 +224,12 @@ async def test_node_watch_speaks_for_its_own_node_only(
         ):
             with pytest.raises(errors.InvalidInput, match="neither taints, labels nor annotations"):
                 await kube.merge_patch(NODE, "watched-own", None, change)
+        for meta in ({"labels": {"pool": "mine"}}, {"annotations": {"a": "b"}}):
+            with pytest.raises(errors.InvalidInput, match="neither taints, labels nor annotations"):
+                # The API server takes these through the status as well.
+                await kube.merge_patch(
+                    NODE, "watched-own", None, {"metadata": meta}, subresource="status"
+                )
         for verb, kind in (("create", NODE), ("list", NODE), ("list", SECRET), ("list", POD)):
             assert not await kube.allowed(verb, kind), f"{verb} {kind.plural}"
     for name in ("watched-own", "watched-other"):
