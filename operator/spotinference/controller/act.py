@@ -213,11 +213,12 @@ class Actor:
         owner = owner_uid(live)
         if owner == observed.uid:
             return
-        if owner is not None:
-            raise errors.Conflict(f"{step.kind.kind} {name} of an earlier tier is still going")
         labels = live["metadata"].get("labels") or {}
         ours = labels.get(names.LABEL_MANAGED_BY) == names.MANAGED_BY
-        if not ours or labels.get(names.LABEL_TIER) != observed.ref.name:
+        named = labels.get(names.LABEL_TIER)
+        if owner is not None and (named is None or named == observed.ref.name):
+            raise errors.Conflict(f"{step.kind.kind} {name} of an earlier tier is still going")
+        if not ours or named != observed.ref.name:
             raise errors.NameTaken(
                 f"{step.kind.kind} {name} exists and is not ours: delete or rename it, "
                 "or give the tier another name"

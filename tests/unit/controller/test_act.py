@@ -198,6 +198,18 @@ async def test_an_object_of_somebody_else_is_left_alone() -> None:
     assert condition(it, "Degraded")["reason"] == "NameConflict"
 
 
+async def test_a_name_that_a_child_of_another_tier_has_is_said() -> None:
+    """Tier `demo` on pool `spot-x` and tier `demo-spot` on pool `x` make one name."""
+    it = shell()
+    taken = deployment(1)
+    taken["metadata"]["labels"][names.LABEL_TIER] = "demo-spot"
+    taken["metadata"]["ownerReferences"][0] |= {"uid": "other", "name": "demo-spot"}
+    it.api.put(DEPLOYMENT, taken)
+    await it.actor.act(observed(it), Plan(applies=(scale(it, 0),)))
+    assert ("apply", "Deployment", "demo-spot-zone-a") not in it.wrote()
+    assert condition(it, "Degraded")["reason"] == "NameConflict"
+
+
 async def test_a_child_of_ours_without_its_labels_is_taken_back() -> None:
     it = shell()
     stripped = deployment(0)
