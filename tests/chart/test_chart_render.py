@@ -185,6 +185,17 @@ def test_node_watch_runs_on_every_spot_node_without_privileges(tmp_path: Path) -
     assert {"requests", "limits"} <= container["resources"].keys()
 
 
+def test_node_watch_is_permitted_where_the_system_s_priority_needs_a_quota(tmp_path: Path) -> None:
+    objects = rendered(tmp_path, VALUES["watched"])
+    (daemons,) = of_kind(objects, "DaemonSet")
+    (quota,) = of_kind(objects, "ResourceQuota")
+    (scope,) = quota["spec"]["scopeSelector"]["matchExpressions"]
+    assert scope["scopeName"] == "PriorityClass"
+    assert scope["values"] == [daemons["spec"]["template"]["spec"]["priorityClassName"]]
+    own = {"nodeWatch": {"enabled": True, "priorityClassName": "mine"}}
+    assert not of_kind(rendered(tmp_path, own), "ResourceQuota")
+
+
 def test_no_right_covers_secrets_or_everything(tmp_path: Path) -> None:
     for role in (*of_kind(rendered(tmp_path), "ClusterRole"), *of_kind(rendered(tmp_path), "Role")):
         for rule in role["rules"]:
