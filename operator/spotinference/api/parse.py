@@ -6,6 +6,7 @@ a rule existed, and everything that never saw an API server (tests, the simulato
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, TypeVar
 
 from pydantic import ValidationError
@@ -33,6 +34,35 @@ def parse_pool(body: Json) -> PoolSpec:
     """The spec of a GPUPool; `SpecInvalid` names the field and the remedy."""
     _obey_name(body, rules.POOL_NAME)
     return _spec(PoolSpec, body)
+
+
+def stored_tier(body: Json) -> TierSpec:
+    """As `parse_tier`, of an object that the API server handed us: see `stored`."""
+    _obey_name(body, rules.TIER_NAME)
+    return _spec(TierSpec, body, stored)
+
+
+def stored_pool(body: Json) -> PoolSpec:
+    """As `parse_pool`, of an object that the API server handed us: see `stored`."""
+    _obey_name(body, rules.POOL_NAME)
+    return _spec(PoolSpec, body, stored)
+
+
+def stored(model: type[_Model], spec: Any) -> _Model:
+    """A spec without the fields that we do not know; pydantic's error for all else.
+
+    The API server lets no unknown field through: these are of a newer CRD. An upgrade brings that
+    first, and from then on its defaults stand in every object that processes of the version before
+    read, until they are replaced (or for good after a rollback).
+    """
+    try:
+        return model.model_validate(spec, strict=True)
+    except ValidationError as error:
+        wrong = error.errors(include_url=False, include_context=False, include_input=False)
+        unknown = [e["loc"] for e in wrong if e["type"] == "extra_forbidden"]
+        if not unknown:
+            raise
+    return model.model_validate(_without(spec, unknown), strict=True)
 
 
 def parse_status(body: Json) -> TierStatus:
@@ -81,9 +111,17 @@ def _obey_name(body: Json, name_rules: tuple[rules.Rule, ...]) -> None:
             raise errors.SpecInvalid("metadata.name", f"{name!r} {message}")
 
 
-def _spec(model: type[_Model], body: Json) -> _Model:
+def _strictly(model: type[_Model], spec: Any) -> _Model:
+    return model.model_validate(spec, strict=True)
+
+
+def _spec(
+    model: type[_Model],
+    body: Json,
+    read: Callable[[type[_Model], Any], _Model] = _strictly,
+) -> _Model:
     try:
-        return model.model_validate(body.get("spec") or {}, strict=True)
+        return read(model, body.get("spec") or {})
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         context = first.get("ctx", {})

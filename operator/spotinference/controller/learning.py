@@ -128,7 +128,7 @@ class Learner:
         if tier is not None and tier.version == version:
             return tier
         try:
-            spec = parse.parse_tier(body)
+            spec = parse.stored_tier(body)
         except errors.SpecInvalid:
             return None  # the reconciler says so
         status = parse.parse_status(body)

@@ -130,7 +130,7 @@ class MarketMetrics(Collector):
         found = {}
         for body in self._store.all(POOL).values():
             try:
-                found[body["metadata"]["name"]] = parse.parse_pool(body)
+                found[body["metadata"]["name"]] = parse.stored_pool(body)
             except errors.SpecInvalid:
                 continue  # the pool's own status says so; its markets show no price
         return found

@@ -113,7 +113,7 @@ class Observer:
         cached = self._specs.get(meta["uid"])
         if cached is not None and cached[0] == generation:
             return cached[1]
-        spec = parse.parse_tier(body)
+        spec = parse.stored_tier(body)
         self._specs[meta["uid"]] = (generation, spec)
         return spec
 
@@ -124,7 +124,7 @@ class Observer:
             if body is None or body["metadata"].get("deletionTimestamp"):
                 continue
             try:
-                found[name] = parse.parse_pool(body)
+                found[name] = parse.stored_pool(body)
             except errors.SpecInvalid:
                 continue  # as good as absent: PoolNotFound tells the user where to look
         return found

@@ -77,7 +77,7 @@ class Tier:
 
 @dataclass(frozen=True, slots=True)
 class Invalid:
-    """A tier whose spec this version does not understand: written before a change of the CRD."""
+    """A tier whose spec this version does not understand: a value that another version's CRD allows."""
 
     ref: TierRef
     names: tuple[str, ...]
@@ -163,7 +163,7 @@ class Catalogue:
 
 def _parse(ref: TierRef, body: Json) -> Tier | Invalid:
     try:
-        spec = TierSpec.model_validate(body.get("spec") or {})
+        spec = parse.stored(TierSpec, body.get("spec") or {})
         status = body.get("status") or {}
         wake = parse.parse_wake(body)
         return Tier(

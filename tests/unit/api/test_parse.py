@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from spotinference import errors
 from spotinference.api import parse
 from spotinference.api.kinds import Json
+from spotinference.api.pool import PriceSpec
 from spotinference.api.tier_status import TierStatus
 from tests.support import specs
 from tests.support.specs import WRONG_POOLS, WRONG_TIERS, Wrong
@@ -33,6 +34,28 @@ def test_a_wrong_pool_is_refused_with_its_field_and_the_remedy(wrong: Wrong) -> 
 
 def same_field(expected: str, message: str) -> bool:
     return expected.replace("[", ".").replace("]", "") in message
+
+
+NEWER_TIER: Json = {
+    "spec.reserve": {"share": 1},
+    "spec.scaling.surge": 2,
+    "spec.engine.env": [{"name": "A", "value": "1", "secret": False}],
+}
+
+
+def test_fields_of_a_newer_crd_are_left_out_of_stored_objects() -> None:
+    known = specs.changed(specs.tier(), {"spec.engine.env": [{"name": "A", "value": "1"}]})
+    newer = specs.changed(specs.tier(), NEWER_TIER)
+    assert parse.stored_tier(newer) == parse.parse_tier(known)
+    pool = specs.changed(specs.pool(), {"spec.weight": 1, "spec.price": {"microUSDPerHour": 1}})
+    pool["spec"]["price"]["currency"] = "USD"
+    assert parse.stored_pool(pool).price == PriceSpec(micro_usd_per_hour=1)
+
+
+def test_what_is_wrong_in_a_stored_object_is_named_beside_what_is_newer() -> None:
+    wrong = specs.changed(specs.tier(), {**NEWER_TIER, "spec.wake.cap": "soon"})
+    with pytest.raises(errors.SpecInvalid, match=r"spec\.wake\.cap"):
+        parse.stored_tier(wrong)
 
 
 def test_a_minimal_tier_gets_every_default() -> None:

@@ -193,6 +193,18 @@ def test_a_status_damaged_by_hand_counts_as_none() -> None:
     assert observed(it).status.phase is None
 
 
+def test_defaults_of_a_newer_crd_make_neither_tier_nor_pool_unreadable() -> None:
+    """An upgrade brings the CRDs first: until we are replaced, their defaults stand in all objects."""
+    it = shell()
+    before = observed(it)
+    for kind, name, namespace in ((TIER, REF.name, REF.namespace), (POOL, "spot", "")):
+        body = it.store.get(kind, name, namespace)
+        assert body is not None
+        it.have(kind, {**body, "spec": {**body["spec"], "reserve": {"share": 1}}})
+    it.observer.forget("tier-uid")
+    assert (observed(it).spec, observed(it).pools) == (before.spec, before.pools)
+
+
 def test_a_pool_that_is_not_there_is_left_out() -> None:
     it = shell()
     it.have(TIER, tier(placement={"pools": ["spot", "absent"]}))
