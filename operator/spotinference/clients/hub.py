@@ -44,6 +44,7 @@ WANTED = (
 """What an engine reads. Pickled weights (*.bin, *.pt, *.pth) run code when loaded."""
 UNWANTED = ("original/*", "*/checkpoint-*", "onnx/*", "openvino/*", ".*", "*/.*")
 
+_COMMIT = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
 _SOURCE = re.compile(r"hf://([\w.-]{1,96})/([\w.-]{1,96})")
 
 
@@ -114,9 +115,10 @@ class Hub:
             f"{repo_id}@{revision}",
             lambda: self._api.model_info(repo_id, revision=revision, timeout=REQUEST_TIMEOUT_S),
         )
-        if not info.sha:
+        commit = str(info.sha or "")
+        if _COMMIT.fullmatch(commit) is None:  # it becomes the name of a directory
             raise HubError("NotAHub", f"{self.endpoint} named no commit for {repo_id}@{revision}")
-        return str(info.sha)
+        return commit
 
     def snapshot(self, repo_id: str, commit: str) -> Snapshot:
         """The files of a commit that an engine reads; an error when there are no weights."""

@@ -172,6 +172,15 @@ async def test_unknown_models_revisions_and_sources_are_told_apart(bench: Bench)
     assert (await bench.fetch(source="s3://bucket/x"))[1]["error"] == "SourceInvalid"
 
 
+@pytest.mark.parametrize("sha", ["../../elsewhere", "/etc", "main", ""])
+async def test_a_commit_that_is_none_names_no_directory(bench: Bench, sha: str) -> None:
+    body = json.dumps({"_id": "1", "id": REPO, "modelId": REPO, "sha": sha, "siblings": []})
+    bench.hub.fault = HubFault(status=200, times=9, body=body, match="/api/models")
+    code, result = await bench.fetch()
+    assert (code, result["error"]) == (3, "NotAHub"), bench.said
+    assert [path for path in bench.volume.iterdir() if path.is_dir()] == []
+
+
 async def test_a_repository_without_safetensors_is_refused(bench: Bench) -> None:
     (bench.hub.root / REPO / "model.safetensors").unlink()
     code, result = await bench.fetch()
