@@ -1,14 +1,20 @@
-"""The cheapest cover that somebody who knew the future could buy: what no policy can beat by much.
+"""The cheapest cover that somebody who knew the future could buy: no policy is cheaper that always
+keeps N ready.
 
-N lanes, each held by one replica at a time from the first cold start to the end: by spot nodes
-that are launched just early enough, by on-demand (which here starts for free) where that is
-cheaper. Each lane is the shortest path through the capacity that the lanes before it left over;
-taking lanes one after the other is close to the joint optimum, not a proof of it.
+N replicas are ready at each tick from the first cold start to the end: on spot nodes that are
+launched just early enough, or on demand (which here starts for free) where that is cheaper. That is
+a flow of N units through time at the least cost: a unit stands on demand, or on one of the zones'
+nodes, which it enters for the price of a cold start. The least cost is found exactly, by successive
+shortest paths. (Nothing keeps a unit off a node that boots for another one; but who leaves a node
+and returns within a cold start would have stayed for less, so it does not happen.)
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import heapq
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from itertools import pairwise
 
 from spotinference.simulate.spot import Rules, Tally
 from spotinference.simulate.traces import Window
@@ -22,35 +28,121 @@ class Stretch:
     end: int
 
 
-@dataclass(frozen=True, slots=True)
-class Use:
-    """A stretch held from its launch to its last tick, or on-demand where `stretch` is None."""
+@dataclass(slots=True)
+class Network:
+    """Edges in pairs: the one after an even one is its way back, which undoes flow."""
 
-    stretch: Stretch | None
-    first: int
-    """first tick it serves"""
-    end: int
+    to: list[int] = field(default_factory=list)
+    room: list[int] = field(default_factory=list)
+    cost: list[float] = field(default_factory=list)
+    of: list[list[int]] = field(default_factory=list)
+    """[node]: its edges"""
+
+    def node(self) -> int:
+        self.of.append([])
+        return len(self.of) - 1
+
+    def edge(self, start: int, end: int, room: int, cost: float) -> int:
+        for a, b, space, price in ((start, end, room, cost), (end, start, 0, -cost)):
+            self.of[a].append(len(self.to))
+            self.to.append(b)
+            self.room.append(space)
+            self.cost.append(price)
+        return len(self.to) - 2
+
+    def flow(self, edge: int) -> int:
+        return self.room[edge + 1]
+
+    def send(self, start: int, end: int, units: int) -> None:
+        """As many units as cheaply as can be; an edge of unbounded room must lead there."""
+        potential = [0.0] * len(self.of)
+        while units > 0:
+            distance, came = self._distances(start, potential)
+            potential = [p + d for p, d in zip(potential, distance, strict=True)]
+            path = list(self._back(came, start, end))
+            sent = min(units, *(self.room[edge] for edge in path))
+            for edge in path:
+                self.room[edge] -= sent
+                self.room[edge ^ 1] += sent
+            units -= sent
+
+    def _distances(self, start: int, potential: list[float]) -> tuple[list[float], list[int]]:
+        """Dijkstra's, over costs that the potentials keep at or above zero."""
+        distance = [float("inf")] * len(self.of)
+        came = [-1] * len(self.of)
+        distance[start] = 0.0
+        heap = [(0.0, start)]
+        while heap:
+            far, node = heapq.heappop(heap)
+            if far > distance[node]:
+                continue
+            for edge in self.of[node]:
+                other = self.to[edge]
+                new = far + max(0.0, self.cost[edge] + potential[node] - potential[other])
+                if self.room[edge] and new < distance[other]:
+                    distance[other], came[other] = new, edge
+                    heapq.heappush(heap, (new, other))
+        return distance, came
+
+    def _back(self, came: list[int], start: int, end: int) -> Iterator[int]:
+        while end != start:
+            yield came[end]
+            end = self.to[came[end] ^ 1]
 
 
 def bound(rules: Rules, window: Window) -> Tally:
     """A tally with availability 1."""
-    free = stretches(window, rules.replicas)
     ticks = len(window.capacity) - window.history
-    cold = -(-int(rules.cold_start_s) // int(rules.tick_s))
+    cold = -int(-rules.cold_start_s // rules.tick_s)
     tally = Tally(start_s=window.start_s, ticks=ticks)
     tally.counted = tally.available = max(0, ticks - cold)
-    for _ in range(rules.replicas):
-        for use in _lane(free, ticks, cold, rules.on_demand_ratio):
-            tally.launches += 1
-            if use.stretch is None:
-                tally.on_demand_ticks += use.end - use.first
-                continue
-            tally.spot_ticks += use.end - use.first + cold
-            tally.preemptions += use.end == use.stretch.end and use.end < ticks
-            free.remove(use.stretch)
-            left = Stretch(use.stretch.start, use.first - cold), Stretch(use.end, use.stretch.end)
-            free += [piece for piece in left if piece.end > piece.start]
+    if not tally.counted:
+        return tally
+    usable = [s for s in stretches(window, rules.replicas) if s.end - s.start > cold]
+    # Between two moments at which a node becomes usable or is lost, nothing is better than at them.
+    times = sorted({cold, ticks, *(s.start + cold for s in usable), *(s.end for s in usable)})
+    net = Network()
+    pool = [net.node() for _ in times]
+    steady = [
+        net.edge(a, b, rules.replicas, rules.on_demand_ratio * (end - start))
+        for (a, b), (start, end) in zip(pairwise(pool), pairwise(times), strict=True)
+    ]
+    index = {time: i for i, time in enumerate(times)}
+    tracks = [
+        _track(net, pool, times, range(index[s.start + cold], index[s.end] + 1), cold)
+        for s in usable
+    ]
+    net.send(pool[0], pool[-1], rules.replicas)
+    before = 0
+    for edge, (start, end) in zip(steady, pairwise(times), strict=True):
+        standing = net.flow(edge)
+        tally.on_demand_ticks += standing * (end - start)
+        tally.launches += max(0, standing - before)
+        before = standing
+    for stretch, (enters, stays) in zip(usable, tracks, strict=True):
+        for edge, length in stays:
+            tally.spot_ticks += net.flow(edge) * length
+        launches = sum(net.flow(edge) for edge in enters)
+        tally.launches += launches
+        tally.spot_ticks += launches * cold
+        tally.preemptions += net.flow(stays[-1][0]) if stretch.end < ticks else 0
     return tally
+
+
+def _track(
+    net: Network, pool: list[int], times: list[int], where: range, cold: int
+) -> tuple[list[int], list[tuple[int, int]]]:
+    """One node of a zone while it can serve; the edges into it, and those along it with ticks."""
+    nodes = [net.node() for _ in where]
+    enters = []
+    for i, node in zip(where, nodes, strict=True):
+        enters.append(net.edge(pool[i], node, 1, float(cold)))
+        net.edge(node, pool[i], 1, 0.0)
+    stays = []
+    for (i, j), (a, b) in zip(pairwise(where), pairwise(nodes), strict=True):
+        length = times[j] - times[i]
+        stays.append((net.edge(a, b, 1, float(length)), length))
+    return enters, stays
 
 
 def stretches(window: Window, most: int) -> list[Stretch]:
@@ -66,46 +158,3 @@ def stretches(window: Window, most: int) -> list[Stretch]:
                     found.append(Stretch(start, tick))
                     start = None
     return found
-
-
-def _lane(free: list[Stretch], ticks: int, cold: int, ratio: float) -> list[Use]:
-    """Shortest path from the first cold start to the end, over stretches and on-demand."""
-    usable = [s for s in free if s.end - s.start > cold]
-    by_start: dict[int, list[int]] = {}
-    for index, s in enumerate(usable):
-        by_start.setdefault(s.start + cold, []).append(index)
-    on_demand = -1
-    cost: dict[int, float] = {on_demand: 0.0}
-    came: list[dict[int, int]] = []
-    open_: set[int] = set()
-    best, best_from = 0.0, on_demand
-    for tick in range(cold, ticks):
-        open_ |= set(by_start.get(tick, ()))
-        open_ -= {i for i in open_ if usable[i].end <= tick}
-        step: dict[int, float] = {}
-        origin: dict[int, int] = {}
-        step[on_demand], origin[on_demand] = best + ratio, best_from
-        for index in open_:
-            stay, switch = cost.get(index), best + cold
-            if stay is not None and stay <= switch:
-                step[index], origin[index] = stay + 1.0, index
-            else:
-                step[index], origin[index] = switch + 1.0, best_from
-        came.append(origin)
-        cost = step
-        best_from = min(cost, key=lambda i: cost[i])
-        best = cost[best_from]
-    return _uses(came, best_from, usable, cold)
-
-
-def _uses(came: list[dict[int, int]], last: int, usable: list[Stretch], cold: int) -> list[Use]:
-    """The path, walked backwards and joined into uses."""
-    uses: list[Use] = []
-    at, end = last, len(came)
-    for tick in range(len(came) - 1, -1, -1):
-        before = came[tick][at]
-        if before == at and tick > 0:
-            continue
-        uses.append(Use(usable[at] if at >= 0 else None, tick + cold, end + cold))
-        at, end = before, tick
-    return uses
