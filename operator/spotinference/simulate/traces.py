@@ -6,8 +6,10 @@ obtainable at each sample; a sample holds until the next one. Called by the comm
 
 from __future__ import annotations
 
+import codecs
 import math
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +20,7 @@ from spotinference import errors
 
 MAX_FILE_BYTES = 256 * 1024 * 1024
 """A year of samples at one second is below it; what is larger is not a trace."""
+LONGEST_GAP_S = 366 * 86_400.0
 HOUR_S = 3600.0
 
 
@@ -61,19 +64,23 @@ def load(paths: Sequence[Path]) -> tuple[Zone, ...]:
         raise errors.ConfigInvalid("--trace: name at least one trace file, one per zone.")
     zones = tuple(_zone(path) for path in paths)
     names = [zone.name for zone in zones]
-    if len(set(names)) == len(names):
-        return zones
-    # Files of the same name in several folders are several zones.
-    return tuple(
-        Zone(f"{path.parent.name}/{zone.name}", zone.gap_s, zone.capacity)
-        for path, zone in zip(paths, zones, strict=True)
-    )
+    if len(set(names)) < len(names):
+        # Files of the same name in several folders are several zones.
+        names = [f"{path.parent.name}/{path.stem}" for path in paths]
+    counts: Counter[str] = Counter()
+    unique = []
+    for zone, name in zip(zones, names, strict=True):
+        counts[name] += 1
+        # And so is a file that is named again: policies tell zones apart by name.
+        number = f"_{counts[name]}" if counts[name] > 1 else ""
+        unique.append(Zone(name + number, zone.gap_s, zone.capacity))
+    return tuple(unique)
 
 
 def parse(name: str, text: bytes) -> Zone:
     """One zone from the bytes of its file."""
     try:
-        found = orjson.loads(text)
+        found = orjson.loads(text.removeprefix(codecs.BOM_UTF8))
     except orjson.JSONDecodeError as error:
         raise errors.ConfigInvalid(
             f'{name}: not JSON ({error}); a trace is {{"metadata": {{"gap_seconds": 300}}, '
@@ -85,8 +92,10 @@ def parse(name: str, text: bytes) -> Zone:
         raise errors.ConfigInvalid(
             f"{name}: metadata.gap_seconds is missing or no number; set the seconds between samples."
         )
-    if gap <= 0:
-        raise errors.ConfigInvalid(f"{name}: metadata.gap_seconds is {gap}; it must be above 0.")
+    if not 0 < gap <= LONGEST_GAP_S:
+        raise errors.ConfigInvalid(
+            f"{name}: metadata.gap_seconds is {gap:g}; it must be above 0 and at most a year, in seconds."
+        )
     data = found.get("data")
     if not isinstance(data, list) or not data:
         raise errors.ConfigInvalid(
@@ -103,10 +112,12 @@ def windows(
     share: tuple[float, float],
     tick_s: float,
     history_hours: float = 0.0,
-) -> tuple[Window, ...]:
+) -> Iterator[Window]:
     """`count` windows of `hours`, evenly spaced over this share of what all zones have in common.
 
     Each brings what of the trace lies before it, at most `history_hours`, be it outside the share.
+    Made one by one, as a window with its history takes megabytes. Raises `errors.ConfigInvalid` at
+    once if they do not fit.
     """
     common_s = min(zone.span_s for zone in zones)
     first_s, last_s = common_s * share[0], common_s * share[1]
@@ -118,7 +129,7 @@ def windows(
             "hours in all zones; use a shorter window or a larger share (--from, --to)."
         )
     step_s = room_s / (count - 1) if count > 1 else 0.0
-    return tuple(
+    return (
         _window(zones, first_s + step_s * i, length_s, tick_s, history_hours * HOUR_S)
         for i in range(count)
     )

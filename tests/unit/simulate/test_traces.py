@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import tracemalloc
 from pathlib import Path
 
 import pytest
@@ -21,6 +22,7 @@ from spotinference.simulate import traces
         ("[1]", "metadata.gap_seconds is missing"),
         ('{"data": [1]}', "metadata.gap_seconds is missing"),
         ('{"metadata": {"gap_seconds": 0}, "data": [1]}', "must be above 0"),
+        ('{"metadata": {"gap_seconds": 1e308}, "data": [1]}', "at most a year"),
         ('{"metadata": {"gap_seconds": "5"}, "data": [1]}', "no number"),
         ('{"metadata": {"gap_seconds": 5}}', "data is missing or empty"),
         ('{"metadata": {"gap_seconds": 5}, "data": []}', "data is missing or empty"),
@@ -83,3 +85,30 @@ def test_files_of_one_name_in_two_folders_are_two_zones(tmp_path: Path) -> None:
     zones = traces.load(paths)
     assert [z.name for z in zones] == ["one/us-east-1a_v100_1", "two/us-east-1a_v100_1"]
     assert {z.place for z in zones} == {"us-east-1a"}
+
+
+def test_files_of_one_name_in_folders_of_one_name_are_told_apart(tmp_path: Path) -> None:
+    paths = []
+    for folder in ("one/spot", "two/spot"):
+        (tmp_path / folder).mkdir(parents=True)
+        path = tmp_path / folder / "us-east-1a_v100_1.json"
+        path.write_text('{"metadata": {"gap_seconds": 5}, "data": [1]}')
+        paths.append(path)
+    zones = traces.load([*paths, paths[0]])
+    assert len({z.name for z in zones}) == 3
+    assert {z.place for z in zones} == {"us-east-1a"}
+
+
+def test_a_byte_order_mark_is_not_part_of_a_trace() -> None:
+    text = b'\xef\xbb\xbf{"metadata": {"gap_seconds": 5}, "data": [1]}'
+    assert traces.parse("a.json", text).capacity == (1,)
+
+
+def test_windows_are_made_one_by_one() -> None:
+    zone = traces.Zone("a", 3600, (1,) * 200)
+    tracemalloc.start()
+    for window in traces.windows([zone], count=40, hours=24, share=(0, 1), tick_s=30):
+        assert len(window.capacity) == 2880
+    _, most = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert most < 1_000_000
