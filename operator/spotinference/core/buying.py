@@ -150,10 +150,15 @@ def decide(
     risk = Risk(beliefs, terms, now_s)
     standing = _by_market(held)
     spot_price = min((o.price for o in offers if o.spot), default=1.0)
-    spot = [o for o in offers if o.spot and beliefs.open(o.market, now_s)]
-    launches = _spot_launches(standing, spot, risk, spot_price)
     sure = [o for o in offers if not o.spot]
     bridge = min(sure, key=lambda o: o.price, default=None)
+    # What can be taken away is bought only where it costs less than what cannot.
+    spot = [
+        o
+        for o in offers
+        if o.spot and beliefs.open(o.market, now_s) and (bridge is None or o.price < bridge.price)
+    ]
+    launches = _spot_launches(standing, spot, risk, spot_price)
     held_sure = [s for s in held if not s.spot]
     wanted = 0 if bridge is None else _sure_wanted(standing, bridge.price / spot_price, risk)
     if bridge is not None:

@@ -146,3 +146,11 @@ def test_what_is_released_never_leaves_fewer_ready_than_promised(
     left = len(held) - len(orders.releases)
     assert not orders.releases or left >= TERMS.need
     assert set(orders.releases) <= {s.id for s in held}
+
+
+def test_spot_that_costs_no_less_than_on_demand_is_not_bought() -> None:
+    for price, bought in ((0.5, {BRIDGE: 3}), (1.0, {BRIDGE: 3})):
+        offers = (*OFFERS[:-1], Offer(BRIDGE, price, spot=False))
+        assert launched(buying.decide([], offers, NOTHING_KNOWN, TERMS, 0)) == bought
+        stand = stands(BRIDGE, BRIDGE, BRIDGE)
+        assert buying.decide(stand, offers, NOTHING_KNOWN, TERMS, 0) == Orders()
