@@ -222,7 +222,7 @@ def replay(arrivals: Arrivals, setup: Setup, policy: Policy) -> Timeline:
         line.ready.append(fleet.ready)
         line.paid.append(fleet.count)
         line.waiting.append(queue.requests)
-    _follow_out(work_out, total_in, fleet, setup.late_after_s, tick)
+    _follow_out(work_out, total_in, fleet, setup.late_after_s, tick, end)
     line.late = late_requests(line.requests, work_in, work_out, setup.late_after_s / tick)
     return line
 
@@ -245,10 +245,16 @@ def _act(
 
 
 def _follow_out(
-    work_out: list[float], total_in: float, fleet: _Fleet, late_after_s: float, tick: float
+    work_out: list[float],
+    total_in: float,
+    fleet: _Fleet,
+    late_after_s: float,
+    tick: float,
+    end: int,
 ) -> None:
-    """Goes on without arrivals for as long as a request of the last tick may wait."""
-    for _ in range(int(late_after_s / tick) + 2):
+    """Goes on without arrivals or decisions for as long as a request of the last tick may wait."""
+    for i in range(end, end + int(late_after_s / tick) + 2):
+        fleet.advance(i * tick)
         work_out.append(min(total_in, work_out[-1] + fleet.ready * tick))
 
 

@@ -7,6 +7,8 @@ Called by the simulator and its command; nothing here decides anything.
 from __future__ import annotations
 
 import csv
+from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -15,6 +17,8 @@ from spotinference import errors
 
 COLUMNS = ("start_s", "requests", "prompt_tokens", "output_tokens")
 MAX_BINS = 5_000_000
+COMMON = 0.05
+"""Of the widths: what is rarer may be equal by chance, where bins have no fixed width."""
 MAX_SPAN_S = 366 * 86_400.0
 """A file whose bins span more than a year has its times in another unit."""
 
@@ -41,8 +45,8 @@ class Arrivals:
 def load(path: Path) -> list[Bin]:
     """The bins of a workload file in order of time; gaps between them hold no request.
 
-    A bin ends where the next begins, but is never longer than the usual (median) bin, so that a
-    file may leave out empty bins. Raises `ConfigInvalid`, which names the line and the column.
+    A bin ends where the next begins, but is never longer than the usual one, so that a file may
+    leave out empty bins (`_usual`). Raises `ConfigInvalid`, which names the line and the column.
     """
     try:
         text = path.read_text(encoding="utf-8-sig")
@@ -50,8 +54,9 @@ def load(path: Path) -> list[Bin]:
         raise errors.ConfigInvalid(
             f"--workload {path}: {error}; name a readable CSV file"
         ) from error
-    reader = csv.reader(text.splitlines())
-    header = [name.strip() for name in next(reader, [])]
+    found = _rows(path, csv.reader(text.splitlines()))
+    _, first = next(found, (0, []))
+    header = [name.strip() for name in first]
     missing = [name for name in COLUMNS if name not in header]
     if missing:
         raise errors.ConfigInvalid(
@@ -60,9 +65,7 @@ def load(path: Path) -> list[Bin]:
         )
     columns = [header.index(name) for name in COLUMNS]
     rows: list[tuple[float, float, float, float]] = []
-    for number, row in enumerate(reader, start=2):
-        if not row:
-            continue
+    for number, row in found:
         values = [_number(path, number, row, column, header) for column in columns]
         start = values[0]
         if rows and start <= rows[-1][0]:
@@ -123,12 +126,38 @@ def _placed(b: Bin, origin: float, tick_s: float) -> list[tuple[int, float]]:
 
 def _bins(rows: list[tuple[float, float, float, float]]) -> list[Bin]:
     widths = [after[0] - before[0] for before, after in pairwise(rows)]
-    usual = sorted(widths)[len(widths) // 2]
+    usual = _usual(widths)
     lengths = [min(width, usual) for width in widths] + [usual]
     return [
         Bin(start, start + length, requests, prompt, output)
         for (start, requests, prompt, output), length in zip(rows, lengths, strict=True)
     ]
+
+
+def _usual(widths: list[float]) -> float:
+    """The commonest width, the smallest of these; the median one where none is common.
+
+    The median alone is too long where more bins are left out than not.
+    """
+    counts = Counter(round(width, 3) for width in widths)
+    most = max(counts.values())
+    if most == 1 or most < COMMON * len(widths):
+        return sorted(widths)[len(widths) // 2]
+    return min(width for width in widths if counts[round(width, 3)] == most)
+
+
+def _rows(path: Path, reader: Iterator[list[str]]) -> Iterator[tuple[int, list[str]]]:
+    """Rows that are not empty, with their numbers."""
+    number = 0
+    try:
+        for row in reader:
+            number += 1
+            if row:
+                yield number, row
+    except csv.Error as error:
+        raise errors.ConfigInvalid(
+            f"--workload {path} line {number + 1}: {error}; name a readable CSV file"
+        ) from error
 
 
 def _number(path: Path, line: int, row: list[str], column: int, header: list[str]) -> float:

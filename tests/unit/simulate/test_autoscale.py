@@ -170,6 +170,36 @@ def test_a_sleeping_tier_is_woken_by_a_request_and_sleeps_again() -> None:
     assert sum(line.late) == 1.0
 
 
+def test_a_replica_that_becomes_ready_after_the_end_still_serves_who_waits() -> None:
+    counts = [0.0] * 100
+    counts[97] = 1.0  # decided at 490 s, ready at 510 s: it waits 25 s
+    arrivals = Arrivals(TICK, counts, [0.0] * 100, [0.0] * 100)
+    setup = replace(SETUP, least=0, cold_start_s=20.0, late_after_s=60.0)
+    assert run("ours", arrivals, setup)[0].late == 0
+    assert run("ours", arrivals, replace(setup, late_after_s=15.0))[0].late == 1
+
+
+def test_bins_that_were_empty_may_be_left_out(tmp_path: Path) -> None:
+    rng = random.Random(3)
+    rows = [(10 * i, rng.randint(1, 60) if rng.random() < 0.1 else 0) for i in range(500)]
+    rows = [(0, 5), (10, 5), *rows[2:-1], (4990, 5)]
+    found = []
+    for name, kept in (("all", rows), ("some", [row for row in rows if row[1]])):
+        path = tmp_path / f"{name}.csv"
+        lines = [f"{at},{n},{9 * n},{9 * n}" for at, n in kept]
+        path.write_text("\n".join(["start_s,requests,prompt_tokens,output_tokens", *lines]))
+        found.append(spread(autoscale_workload.load(path), TICK))
+    assert found[0].requests == found[1].requests
+
+
+def test_bins_that_all_differ_end_where_the_next_begins(tmp_path: Path) -> None:
+    path = tmp_path / "load.csv"
+    starts = (0, 50, 110, 180)
+    lines = [f"{at},1,1,1" for at in starts]
+    path.write_text("\n".join(["start_s,requests,prompt_tokens,output_tokens", *lines]))
+    assert [b.end_s for b in autoscale_workload.load(path)] == [50, 110, 170, 240]
+
+
 def test_whole_requests_stay_whole_and_none_is_lost() -> None:
     sparse = spread([Bin(0, 600, 3, 300, 30), Bin(600, 1200, 0, 0, 0)], TICK)
     assert sorted(set(sparse.requests)) == [0.0, 1.0]
@@ -210,6 +240,10 @@ def test_spreading_keeps_every_request_and_token(bins: list[float], width: float
         (
             "start_s,requests,prompt_tokens,output_tokens\n9,1,1,1\n0,1,1,1\n",
             "line 3: start_s is 0 after 9",
+        ),
+        (
+            f"start_s,requests,prompt_tokens,output_tokens\n0,1,1,{'1' * 200_000}\n9,1,1,1\n",
+            "line 2: field larger than field limit",
         ),
     ],
 )
