@@ -13,7 +13,12 @@ from rich.table import Table
 
 from spotinference import errors
 from spotinference.simulate import autoscale as simulator
-from spotinference.simulate import autoscale_run, autoscale_service, autoscale_workload
+from spotinference.simulate import (
+    autoscale_operator,
+    autoscale_run,
+    autoscale_service,
+    autoscale_workload,
+)
 
 HELP = """Replay a workload through an autoscaling policy: replica-hours against late requests.
 
@@ -23,7 +28,8 @@ bin, requests and tokens summed over the bin. Every replica serves --requests-pe
 request that waits longer than --late-after is late.
 
 \b
-Policies: ours          what the operator does
+Policies: ours          what the operator does: the number that is foreseen
+          operator      that, with the targets, steps and hysteresis of a tier's defaults
           hpa           Kubernetes' HorizontalPodAutoscaler at 70 % utilisation
           kpa           Knative's autoscaler (60 s stable, panic window)
           keda-waiting  KEDA on num_requests_waiting alone
@@ -68,9 +74,17 @@ def autoscale(
     """See HELP."""
     check_policy(policy)
     setup = _setup(
-        _service(rate, service_model, service_of), cold_start, least, most, late_after, first, last
+        policy,
+        _service(rate, service_model, service_of),
+        cold_start,
+        least,
+        most,
+        late_after,
+        first,
+        last,
     )
     arrivals = autoscale_workload.spread(autoscale_workload.load(workload), simulator.TICK_S)
+    _check_share(setup, len(arrivals.requests))
     outcome, _ = autoscale_run.run(policy, arrivals, setup)
     if as_json:
         typer.echo(json.dumps(shown(policy, outcome)))
@@ -102,6 +116,7 @@ def _service(rate: float, model: Path | None, of: str | None) -> autoscale_servi
 
 
 def _setup(
+    policy: str,
     service: autoscale_service.Service,
     cold_start: float,
     least: int,
@@ -117,11 +132,25 @@ def _setup(
             f"--min is {least} and --max is {most}; both at least 0, and --max not below --min "
             "(0: no bound)"
         )
+    if policy == "operator" and max(least, most) > autoscale_operator.MOST:
+        raise errors.ConfigInvalid(
+            f"--min is {least} and --max is {most}; a tier has at most {autoscale_operator.MOST} "
+            "replicas, and --policy operator replays one"
+        )
     if not 0 <= first < last <= 1:
         raise errors.ConfigInvalid(
             f"--from is {first:g} and --to is {last:g}; shares of the workload, 0 <= from < to <= 1"
         )
     return simulator.Setup(service, cold_start, least, most, late_after, first, last)
+
+
+def _check_share(setup: simulator.Setup, ticks: int) -> None:
+    end = round(setup.last * ticks)
+    if round(setup.first / setup.last * end) >= end:
+        raise errors.ConfigInvalid(
+            f"--from {setup.first:g} --to {setup.last:g}: this share of the workload is shorter "
+            f"than a tick of {simulator.TICK_S:g} s; choose a larger one"
+        )
 
 
 def _positive(option: str, value: float) -> None:

@@ -62,6 +62,9 @@ def test_without_json_a_table_says_what_each_figure_means(workload: Path) -> Non
         (("--min", "3", "--max", "2"), "--min is 3 and --max is 2"),
         (("--cold-start", "0"), "--cold-start is 0; it must be above 0"),
         (("--requests-per-second-per-replica", "nan"), "--requests-per-second-per-replica is nan"),
+        (("--policy", "operator", "--min", "2000"), "a tier has at most 1000 replicas"),
+        (("--policy", "static-peak", "--to", "1e-9"), "--from 0 --to 1e-09: this share"),
+        (("--policy", "ours", "--from", "0.9999999"), "this share of the workload is shorter"),
         (("--service-of", "a/b/1"), "--service-of without --service-model"),
     ],
 )
