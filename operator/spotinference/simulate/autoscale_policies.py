@@ -150,8 +150,8 @@ def needs(works: list[float], tick_s: float, every_s: float = 15.0) -> list[int]
     total = [0.0]
     for work in works:
         total.append(total[-1] + work)
-    half = round(SMOOTH_S / 2 / tick_s)
-    step = round(every_s / tick_s)
+    half = max(1, round(SMOOTH_S / 2 / tick_s))
+    step = max(1, round(every_s / tick_s))
     found = []
     for i in range(0, len(works), step):
         a, b = max(0, i - half), min(len(works), i + half)
