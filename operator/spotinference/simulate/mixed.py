@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import ClassVar
 
 from spotinference.core.observed import Market
 from spotinference.simulate.machines import Machines, Pod
@@ -22,6 +23,8 @@ CALM_S = 300.0
 
 @dataclass(slots=True)
 class ReservedMix:
+    sleeps: ClassVar[bool] = False
+
     reserved: Market
     spots: list[Market]
     steady: Market

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
+from typing import ClassVar
 
 from spotinference.api import names
 from spotinference.api.demand import Demand
@@ -45,6 +46,8 @@ LEARN_EVERY_S = 10.0
 
 @dataclass(slots=True)
 class Operated:
+    sleeps: ClassVar[bool] = True
+
     spec: TierSpec
     pools: Mapping[str, PoolSpec]
     name: str = "ours"

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import itertools
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 from spotinference.core.observed import Market
 from spotinference.simulate import autoscale_policies, baselines, spot
@@ -64,6 +65,8 @@ def peak(setup: Setup) -> int:
 class OnDemandStatic:
     """The busiest minute's replicas, on demand, all the time."""
 
+    sleeps: ClassVar[bool] = False
+
     market: Market
     replicas: int
     name: str = "on-demand-static"
@@ -78,6 +81,8 @@ class SpotHedgeHpa:
 
     Never below one replica: neither knows how to wake a tier.
     """
+
+    sleeps: ClassVar[bool] = False
 
     setup: Setup
     zones: list[Market]

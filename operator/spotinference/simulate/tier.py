@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from random import Random
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 from spotinference.api import durations
 from spotinference.api.pool import PoolSpec
@@ -64,6 +64,8 @@ class Controller(Protocol):
     """Decides once per tick: sets `machines.sizes`, marks and deletes pods."""
 
     name: str
+    sleeps: ClassVar[bool]
+    """it begins with none where the tier needs none, and can come back to that"""
 
     def act(self, now: float, machines: Machines, traffic: Traffic) -> None: ...
 
@@ -145,7 +147,7 @@ class _Replay:
             by_capacity_type={},
         )
         self._prices = {name: setup.price(name) for name in setup.pools}
-        self._was_ready = True
+        self._asleep = controller.sleeps and not setup.spec.scaling.min_replicas
         self._every = max(1, len(setup.arrivals.requests) // POINTS)
         self._requests = 0.0
         self._lost = 0
@@ -153,6 +155,7 @@ class _Replay:
     def run(self) -> Outcome:
         for tick in range(len(self.setup.arrivals.requests)):
             self._step(tick)
+        self.traffic.close(len(self.setup.arrivals.requests) * self.setup.tick_s)
         self.outcome.reclaims = self.machines.reclaimed
         self.outcome.launches = self.machines.launches
         self.outcome.launch_failures = self.machines.refusals
@@ -196,10 +199,10 @@ class _Replay:
         if least and (outcome.counted_s or ready >= least):
             outcome.counted_s += dt
             outcome.short_s += dt if ready < least else 0.0
-        # Only from asleep: replicas that are replaced one by one are no wake.
-        if ready and not self._was_ready:
-            outcome.wakes += 1
-        self._was_ready = ready > 0
+        # Only from asleep: a first start, and replicas that were lost and replaced, are no wake.
+        asleep = not any(self.machines.sizes.values())
+        outcome.wakes += self._asleep and not asleep
+        self._asleep = asleep and self.controller.sleeps
 
     def _charge(self, node: Node, pod_of: Mapping[str, Pod], cost: float) -> None:
         bill = self.outcome.bill

@@ -152,6 +152,12 @@ class Traffic:
         self._finish(now + dt)
         self._give_up(now)
 
+    def close(self, now: float) -> None:
+        """The end of the replay: those that have waited too long by now are late, although not begun."""
+        for head in self.waiting:
+            if not head.cut and now - head.at > self.rules.late_after_s:
+                self.tally.late += head.count
+
     def _finish(self, now: float) -> None:
         for replica in self.replicas.values():
             for answer in replica.answers:

@@ -86,6 +86,30 @@ def test_a_request_wakes_it_and_it_falls_asleep_again() -> None:
     assert outcome.timeline[-1].ready == {}
 
 
+def test_a_tier_that_loses_all_its_replicas_does_not_wake() -> None:
+    s = setup([1.0] * HOUR, capacity={"a": [1, 1, 0] * 4, "b": [0] * 12})
+    outcome = ours(s)
+    assert outcome.reclaims >= 3
+    assert outcome.wakes == 1
+    static, hedge = (tier.replay(s, rival) for rival in rivals.of(s))
+    assert (static.wakes, hedge.wakes) == (0, 0)
+
+
+def test_who_waits_too_long_at_the_end_is_late_although_never_begun() -> None:
+    s = setup([50.0] * 30, scaling={"maxReplicas": 1})
+    outcome = tier.replay(s, rivals.OnDemandStatic(Market("steady", "a"), 1))
+    t = outcome.tally
+    assert t.begun + t.refused < t.requests
+    waited = t.requests - t.begun - t.refused
+    assert t.late >= waited - 50, "all but those of the last tick or two"
+
+
+def test_the_peak_is_found_with_ticks_of_minutes() -> None:
+    s = setup([600.0] * 20)
+    s = replace(s, arrivals=replace(s.arrivals, tick_s=120.0))
+    assert rivals.peak(s) == 7  # 5 replicas' work per second, a fifth of them free
+
+
 def test_every_dollar_has_a_line_and_a_capacity_type() -> None:
     s = setup(
         [8.0] * HOUR,
