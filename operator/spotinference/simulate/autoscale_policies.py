@@ -47,8 +47,8 @@ class Hpa:
         return wanted
 
     def _recommended(self, signals: Signals) -> int:
-        if signals.current == 0:
-            return 0
+        if signals.ready == 0:
+            return signals.current  # no ready pod, no metric: it leaves the number as it is
         return self._for(signals, signals.utilisation / TARGET_UTILISATION)
 
     def _for(self, signals: Signals, ratio: float) -> int:

@@ -125,8 +125,10 @@ class SpotHedgeHpa:
         self._running_s += dt * sum(traffic.running(p.name) for p in ready)
         if now - self._looked_at < self._hpa.every_s:
             return
-        starting = sum(p.ready_at is None and not p.lost for p in machines.pods.values())
-        surplus = min(SPOTHEDGE_EXTRA, len(ready))
+        # The number it scales is its own, not the pods: spares, bridges and launches that find no
+        # node are SpotHedge's, and would be taken for replicas that were asked for.
+        replicas = self._rules().replicas
+        serving = min(replicas, len(ready))
         tally = traffic.tally
         signals = Signals(
             at_s=now,
@@ -139,8 +141,8 @@ class SpotHedgeHpa:
             waiting=traffic.queued,
             running=sum(traffic.running(p.name) for p in ready),
             concurrency=self.setup.service.concurrency,
-            ready=max(0, len(ready) - surplus),
-            starting=starting,
+            ready=serving,
+            starting=replicas - serving,
         )
         self._wanted = self._hpa.decide(signals)
         self._looked_at = now

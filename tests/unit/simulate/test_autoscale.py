@@ -22,6 +22,7 @@ from spotinference.simulate.autoscale import (
     late_requests,
     replay,
 )
+from spotinference.simulate.autoscale_policies import Hpa
 from spotinference.simulate.autoscale_run import POLICIES, run
 from spotinference.simulate.autoscale_service import ConstantRate
 from spotinference.simulate.autoscale_workload import Arrivals, Bin, spread
@@ -198,6 +199,13 @@ def test_bins_that_all_differ_end_where_the_next_begins(tmp_path: Path) -> None:
     lines = [f"{at},1,1,1" for at in starts]
     path.write_text("\n".join(["start_s,requests,prompt_tokens,output_tokens", *lines]))
     assert [b.end_s for b in autoscale_workload.load(path)] == [50, 110, 170, 240]
+
+
+def test_an_hpa_without_a_ready_pod_leaves_the_number_as_it_is() -> None:
+    hpa = Hpa()
+    blind = Signals(0, 0, 0, 0, 0, 0, 0, 9, 0, 8, ready=0, starting=5)
+    wanted = {hpa.decide(replace(blind, at_s=15.0 * i)) for i in range(60)}
+    assert wanted == {5}
 
 
 def test_whole_requests_stay_whole_and_none_is_lost() -> None:

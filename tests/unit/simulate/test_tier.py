@@ -212,6 +212,13 @@ def test_the_hedging_rival_holds_a_spare_on_spot_and_bridges_on_demand() -> None
     assert outcome.timeline[-1].ready == {Market("steady", "a"): 1}
 
 
+def test_the_hpa_of_the_hedging_rival_does_not_scale_by_launches_that_were_refused() -> None:
+    s = setup([7.0] * HOUR, capacity={"a": [0] * 12, "b": [0] * 12})
+    outcome = tier.replay(s, rivals.of(s)[1])
+    # 70 % of one replica is what an HPA holds, once the first queue is gone.
+    assert {sum(p.ready.values()) for p in outcome.timeline[HOUR // 2 :]} == {1}
+
+
 def test_the_hourly_limit_of_a_tier_holds_in_its_replay() -> None:
     s = setup([8.0] * HOUR, capacity={"a": [1] * 12, "b": [1] * 12})
     limited = s.spec.placement.model_copy(update={"max_hourly_cost": 2_000_000})
