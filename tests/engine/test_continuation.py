@@ -23,7 +23,7 @@ pytestmark = pytest.mark.timeout(400)
 
 CUTS = (1, 12)
 """Events before the cut, the role chunk among them."""
-MERGED = 5
+MERGED = 10
 """Tries: a vLLM whose machine is busy puts several tokens into one event, and too few may come."""
 
 
