@@ -117,24 +117,33 @@ class Outcome:
 class _Fleet:
     cold_start_s: float
     ready: int
-    starting: deque[float] = field(default_factory=deque)
-    """when each will be ready"""
+    starting: int = 0
+    _launches: deque[tuple[float, int]] = field(default_factory=deque)
+    """when each launch will be ready, and how many replicas it was of: a policy that runs away
+    launches millions at once"""
 
     @property
     def count(self) -> int:
-        return self.ready + len(self.starting)
+        return self.ready + self.starting
 
     def advance(self, now: float) -> None:
-        while self.starting and self.starting[0] <= now:
-            self.starting.popleft()
-            self.ready += 1
+        while self._launches and self._launches[0][0] <= now:
+            _, launched = self._launches.popleft()
+            self.starting -= launched
+            self.ready += launched
 
     def resize(self, wanted: int, now: float) -> None:
         """Those that still start are called off first, the newest before the others."""
-        while self.count < wanted:
-            self.starting.append(now + self.cold_start_s)
-        while self.count > wanted and self.starting:
-            self.starting.pop()
+        if wanted > self.count:
+            launched = wanted - self.count
+            self._launches.append((now + self.cold_start_s, launched))
+            self.starting += launched
+        while self.count > wanted and self._launches:
+            at_s, launched = self._launches.pop()
+            kept = max(0, launched - (self.count - wanted))
+            self.starting -= launched - kept
+            if kept:
+                self._launches.append((at_s, kept))
         self.ready -= max(0, self.count - wanted)
 
 
@@ -204,7 +213,7 @@ def replay(arrivals: Arrivals, setup: Setup, policy: Policy) -> Timeline:
                 running=running,
                 concurrency=service.concurrency,
                 ready=fleet.ready,
-                starting=len(fleet.starting),
+                starting=fleet.starting,
             )
             seen = [0.0] * 6
             _act(fleet, setup, line, policy.decide(signals), queue, now)

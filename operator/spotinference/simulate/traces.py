@@ -161,7 +161,8 @@ def _zone(path: Path) -> Zone:
 
 
 def _sample(name: str, index: int, value: Any) -> int:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+    # true and false are 1 and 0: scripts that ask "is there a node?" write them so.
+    if not isinstance(value, int | float) or not math.isfinite(value):
         raise errors.ConfigInvalid(
             f"{name}: data[{index}] is {value!r}; write the nodes obtainable as a number."
         )

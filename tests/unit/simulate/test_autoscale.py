@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import random
+import tracemalloc
 from dataclasses import replace
 from pathlib import Path
 
@@ -22,7 +23,7 @@ from spotinference.simulate.autoscale import (
     late_requests,
     replay,
 )
-from spotinference.simulate.autoscale_policies import Hpa
+from spotinference.simulate.autoscale_policies import Hpa, Planned
 from spotinference.simulate.autoscale_run import POLICIES, run
 from spotinference.simulate.autoscale_service import ConstantRate
 from spotinference.simulate.autoscale_workload import Arrivals, Bin, spread
@@ -68,6 +69,23 @@ def test_a_replica_is_paid_from_its_launch_and_serves_one_cold_start_later() -> 
     assert line.ready[0] == 1
     assert line.ready[round(480 / TICK) - 1] == 1
     assert line.ready[round(480 / TICK)] == 4
+
+
+def test_launches_are_called_off_from_the_newest_on() -> None:
+    plan = Planned([1, 4, 9, 6, 2], every_s=TICK)
+    line = replay(steady(1.0, 60), replace(SETUP, cold_start_s=30.0), plan)
+    assert line.paid == [1, 4, 9, 6, 2, 2, 2, 2, 2, 2, 2, 2]
+    assert line.ready == [1] * 7 + [2] * 5  # one of those launched at 5 s
+
+
+def test_a_million_launched_at_once_take_no_memory() -> None:
+    arrivals = steady(1.0, 60)
+    tracemalloc.start()
+    line = replay(arrivals, replace(SETUP, cold_start_s=30.0), Held(1_000_000))
+    _, most = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert line.ready[-1] == 1_000_000
+    assert most < 1_000_000
 
 
 def test_those_that_wait_exactly_longer_than_allowed_are_late() -> None:

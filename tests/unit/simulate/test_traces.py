@@ -70,6 +70,11 @@ def test_a_window_longer_than_its_share_is_refused_with_both_numbers() -> None:
         )
 
 
+def test_true_and_false_are_one_and_none() -> None:
+    text = b'{"metadata": {"gap_seconds": 5}, "data": [true, false, 1, 2.7]}'
+    assert traces.parse("a.json", text).capacity == (1, 0, 1, 2)
+
+
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(errors.ConfigInvalid, match=r"--trace .*nope.json: No such file"):
         traces.load([tmp_path / "nope.json"])
