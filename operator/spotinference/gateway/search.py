@@ -123,18 +123,19 @@ class Search:
         as long as a true error is possible.
         """
         waiting = self._waiting
-        if not self._busy and self._context.parking.wanted(ref):
+        if waiting.patient and not self._busy and self._context.parking.wanted(ref):
             self._admitted = await self._waiting.park()
             return
         now = time.monotonic()
         if self._full_since is None:
             self._full_since = now
-        until = waiting.deadline()
+        until, busy_wait_s = waiting.deadline(), self._context.settings.busy_wait_s
         if not waiting.begun:
-            until = min(until, self._full_since + self._context.settings.busy_wait_s)
+            until = min(until, self._full_since + busy_wait_s)
         if now >= until:
             raise waiting.timeout() if waiting.begun else _engine_busy()
-        self._admitted = await waiting.park(until=until)
+        # Not longer at a time: the full ones may go, and then it must wake the tier.
+        self._admitted = await waiting.park(until=min(until, now + busy_wait_s))
         if self._fingerprint is not None:
             # There may be room, but on replicas of another revision: do not spin on those that fit.
             await asyncio.sleep(self._context.settings.busy_retry_s * random.uniform(0.5, 1.5))

@@ -112,8 +112,12 @@ class Waiting:
         return self._reply.begun
 
     def over(self) -> None:
-        """The request is: lets go of what would else be a circle, and the collector's work."""
+        """The request is: lets go of what would else be a circle, and the collector's work.
+
+        A turn that it was given and did not use is the next one's.
+        """
         self._empty = bytes
+        self._context.parking.release(self.tier.ref)
 
     def refresh(self) -> None:
         """The tier as it is now; its end ends the wait, a pause only one without an answer yet."""
@@ -141,11 +145,16 @@ class Waiting:
             f"{self.tier.spec.wake.cap} (spec.wake.cap).",
         )
 
+    @property
+    def patient(self) -> bool:
+        """It may wait for a tier that wakes."""
+        return self._key.wait != "reject" or self._reply.begun or self._ticket.answered
+
     def may_wait(self) -> None:
         """Raises `model_warming` for a key that does not wait; the tier is woken all the same."""
         if self._expected_s is None and not self._ticket.answered:
             self._expected_s = self._eta()
-        if self._key.wait != "reject" or self._reply.begun or self._ticket.answered:
+        if self.patient:
             return
         ref, context = self.tier.ref, self._context
         eta_s = max(1, self._eta())
