@@ -399,11 +399,12 @@ async def test_each_of_several_choices_goes_on_where_it_was(path: str, body: Jso
             assert (seen.done, len(seen.identities)) == (1, 1)
 
 
-async def test_usage_that_nobody_asked_for_does_not_reach_the_client() -> None:
+@pytest.mark.parametrize("more", [{}, {"stream_options": {"continuous_usage_stats": True}}])
+async def test_usage_that_nobody_asked_for_does_not_reach_the_client(more: Json) -> None:
     async with bench() as b:
         await b.tier("demo")
         engine = await b.replica()
-        seen = await undisturbed(b, CHAT, chat())
+        seen = await undisturbed(b, CHAT, chat(**more))
         asked = engine.sim.requests[-1]["body"]
         assert asked["stream_options"] == {"include_usage": True}  # type: ignore[index]
         assert b"usage" not in seen.raw

@@ -83,6 +83,18 @@ async def test_a_loss_costs_a_prefill_and_not_the_answer(path: str, mode: Mode, 
         assert left == expected or (after == 299 and left[0] <= 2)
 
 
+async def test_log_probabilities_of_the_tokens_alone_are_not_lost() -> None:
+    body = completion(**LONG, logprobs=0)
+    async with bench() as b:
+        await b.tier("demo")
+        engine = await b.replica()
+        direct = await asked_directly(engine, COMPLETION, body)
+        status, _, answer = await ask(b, COMPLETION, body)
+        assert status == 200
+        assert direct["choices"][0]["logprobs"] is not None
+        assert content(answer) == content(direct)
+
+
 @pytest.mark.parametrize(
     "more",
     [

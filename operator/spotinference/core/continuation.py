@@ -140,6 +140,8 @@ def prepare(
     if gathered:
         sent["stream"] = True
     sent["stream_options"] = options | {"include_usage": True}
+    if not options.get("include_usage"):  # without that the engine would not have told it either
+        sent["stream_options"].pop("continuous_usage_stats", None)
     if kind in {Class.TOKEN, Class.REPLAY}:
         if not _echo(endpoint, body):
             sent["return_token_ids"] = True
@@ -214,13 +216,20 @@ def _classify(endpoint: Endpoint, body: Json, *, enabled: bool, parsed: bool) ->
     if _has_media(body):
         return Class.REPLAY, "the prompt has parts that are not text"
     for name, value in body.items():
-        if name not in _HARMLESS and value not in (None, False, 0, "", [], {}):
+        if name not in _HARMLESS and _is_set(name, value):
             if name == "response_format" and value == {"type": "text"}:
                 continue
             if name in {"include_reasoning", "tool_choice"}:
                 continue  # tool_choice matters only beside tools, which are seen on their own
             return Class.REPLAY, f"{name} acts on the output"
     return Class.TOKEN, "greedy"
+
+
+def _is_set(name: str, value: object) -> bool:
+    """Whether the field asks for something; of log probabilities 0 does: those of the tokens alone."""
+    if name in {"logprobs", "prompt_logprobs"} and value is not False:
+        return value is not None
+    return value not in (None, False, 0, "", [], {})
 
 
 def _has_media(body: Json) -> bool:

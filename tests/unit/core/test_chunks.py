@@ -85,3 +85,11 @@ def test_a_mapped_chunk_has_the_engines_own_order_of_fields() -> None:
         b'"choices":[{"index":0,"delta":{"content":"a"},"logprobs":null,"finish_reason":"stop",'
         b'"stop_reason":null,"token_ids":[1]}]}\n\n'
     )
+
+
+def test_the_cached_tokens_of_a_continuation_are_no_more_than_the_whole_answers_prompt() -> None:
+    usage = chunks.usage(100, 20) | {"prompt_tokens_details": {"cached_tokens": 96}}
+    shifted = chunks.shifted_usage(usage, 90)
+    assert (shifted["prompt_tokens"], shifted["completion_tokens"]) == (10, 110)
+    assert shifted["prompt_tokens_details"] == {"cached_tokens": 10}
+    assert chunks.shifted_usage(usage, 0) == usage

@@ -45,6 +45,7 @@ def prepare(endpoint: Endpoint = Endpoint.CHAT, **more: Any) -> Prepared:
         ({"presence_penalty": 0.5}, Class.REPLAY),
         ({"frequency_penalty": -0.5}, Class.REPLAY),
         ({"logprobs": True}, Class.REPLAY),
+        ({"logprobs": False, "top_logprobs": 0}, Class.TOKEN),
         ({"response_format": {"type": "json_object"}}, Class.REPLAY),
         ({"tools": [{"type": "function"}]}, Class.REPLAY),
         ({"bad_words": ["no"]}, Class.REPLAY),
@@ -70,6 +71,8 @@ def test_each_chat_request_has_the_class_that_the_engine_allows(more: Json, kind
         ({"echo": True}, Class.REPLAY),
         ({"prompt": None, "prompt_embeds": "AAAA"}, Class.REPLAY),
         ({"suffix": "x"}, Class.REPLAY),
+        ({"logprobs": None}, Class.TOKEN),
+        ({"logprobs": 0}, Class.REPLAY),
     ],
 )
 def test_each_completion_has_its_class(more: Json, kind: Class) -> None:
