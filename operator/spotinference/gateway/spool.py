@@ -110,14 +110,15 @@ class Spool:
         self._good += len(lines)
         self._taken += len(lines)
         if self._good >= SEGMENT_BYTES:
-            self.roll()
+            with contextlib.suppress(OSError):  # the lines are there: never again for this
+                self.roll()
 
     def roll(self) -> None:
         """Closes the open segment, so that it can be shipped."""
         if self._file is not None:
+            self._path.rename(self._path.with_suffix(CLOSED))  # fails: written on, and tried again
             self._file.close()
             self._file = None
-            self._path.rename(self._path.with_suffix(CLOSED))
             _sync_folder(self.folder)
             self._taken = self.size()  # segments that were taken over meanwhile count, too
 

@@ -47,6 +47,8 @@ BATCH = 1000
 BATCH_S = 0.02
 """Records that come within this are one write and one fsync."""
 RETRY_S = 1.0
+LAST_SHIPMENT_S = 3.0
+"""For what is still to be sent when the gateway ends; then it waits in the spool for the next."""
 VERSION = 1
 
 
@@ -138,11 +140,12 @@ class Writer:
         else:
             self._queue.put(request)
 
-    def close(self, timeout_s: float) -> None:
-        """Writes what is queued, then closes the spool. Blocks."""
+    def close(self, timeout_s: float) -> bool:
+        """Writes what is queued, and closes the last segment. Blocks; False: the disk hangs."""
         self._closing.set()
         self._queue.put(None)
         self._thread.join(timeout_s)
+        return not self._thread.is_alive()
 
     def _run(self) -> None:
         stop = False
@@ -156,7 +159,7 @@ class Writer:
                 with contextlib.suppress(OSError):
                     self._spool.roll()
         with contextlib.suppress(OSError):
-            self._spool.close()
+            self._spool.roll()
 
     def _next(self) -> tuple[list[Request], bool]:
         batch: list[Request] = []
@@ -208,6 +211,7 @@ class Usage:
         self._metrics = metrics
         self._spool: Spool | None = None
         self._writer: Writer | None = None
+        self._shipping = asyncio.Lock()
         if settings.usage_spool is not None:
             self._spool = Spool(settings.usage_spool, gateway_id, settings.usage_max_bytes)
             roll_s = settings.usage_ship_s if settings.usage_url else None
@@ -228,23 +232,38 @@ class Usage:
             )  # fmt: skip
 
     async def close(self, timeout_s: float = 5.0) -> None:
-        if self._writer is not None:
-            await asyncio.to_thread(self._writer.close, timeout_s)
+        """Writes what is queued and sends it, within the time-outs: the spool may go with the pod."""
+        if self._writer is None or self._spool is None:
+            return
+        if not await asyncio.to_thread(self._writer.close, timeout_s):
+            return
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(LAST_SHIPMENT_S):
+                await self._ship()
+        with self._told_of_the_disk():
+            await asyncio.to_thread(self._spool.close)
 
     async def ship(self) -> None:
         """Sends closed segments; runs until cancelled."""
+        while self._spool is not None and self._settings.usage_url is not None:
+            await self._ship()
+            await asyncio.sleep(self._settings.usage_ship_s)
+
+    async def _ship(self) -> None:
+        """All segments that are closed now."""
         if self._spool is None or self._settings.usage_url is None:
             return
-        timeout = aiohttp.ClientTimeout(total=self._settings.usage_timeout_s)
-        async with aiohttp.ClientSession(timeout=timeout) as session:
-            while True:
-                paths: list[Path] = []
-                with self._told_of_the_disk():
-                    paths = await asyncio.to_thread(self._to_ship, self._spool)
+        paths: list[Path] = []
+        async with self._shipping:
+            with self._told_of_the_disk():
+                paths = await asyncio.to_thread(self._to_ship, self._spool)
+            if not paths:
+                return
+            timeout = aiohttp.ClientTimeout(total=self._settings.usage_timeout_s)
+            async with aiohttp.ClientSession(timeout=timeout) as session:
                 for path in paths:
                     with self._told_of_the_disk():
                         await self._deliver(session, path)
-                await asyncio.sleep(self._settings.usage_ship_s)
 
     @contextlib.contextmanager
     def _told_of_the_disk(self) -> Iterator[None]:
