@@ -19,8 +19,11 @@ from aiohttp import web
 from typer.testing import CliRunner
 
 from spotinference.cli.app import app
-from spotinference.gateway import spool
+from spotinference.devcluster.simengine.faults import Fault
+from spotinference.gateway import spool, usage
 from spotinference.gateway.spool import CLOSED, OPEN, Spool, SpoolFull
+from tests.gateway.test_responses import PATH as RESPONSES
+from tests.gateway.test_responses import ask as response_to
 from tests.support.eventually import eventually
 from tests.support.gateway import CHAT, COMPLETION, KEY, Bench, bench, chat, completion, stream
 
@@ -155,6 +158,64 @@ async def test_a_client_that_leaves_pays_for_all_its_prompts(tmp_path: Path) -> 
     assert left["prompt_tokens"] == paid["prompt_tokens"] > 0
 
 
+UNNAMED = {
+    "responses": (RESPONSES, response_to(max_output_tokens=2000, stream=True)),
+    "echo": (COMPLETION, completion(max_tokens=2000, echo=True)),
+    "off": (CHAT, chat(max_tokens=2000)),
+}
+
+
+@pytest.mark.parametrize("kind", UNNAMED)
+async def test_a_client_that_leaves_pays_also_where_the_engine_names_no_tokens(
+    tmp_path: Path, kind: str
+) -> None:
+    path, body = UNNAMED[kind]
+    async with bench(usage_spool=tmp_path, tokens_per_s=100) as b:
+        await b.tier("demo", interruption={"continuation": "off" if kind == "off" else "auto"})
+        await b.replica()
+        async with b.http() as session, session.post(path, json=body) as response:
+            raw = b""
+            while raw.count(b"data:") < 15:
+                raw += await response.content.readany()
+            response.close()
+        (record,) = await recorded(tmp_path, 1)
+    assert record["status"] == "client_gone"
+    assert 5 < record["completion_tokens"] < 2000
+    assert record["prompt_tokens"] > 0
+
+
+async def test_what_a_response_costs_twice_stands_in_its_records(tmp_path: Path) -> None:
+    async with bench(usage_spool=tmp_path) as b:
+        await b.tier("demo")
+        engine = await b.replica()
+        await b.replica()
+        engine.sim.faults.plan = Fault(mode="rst", after_chunks=9, times=1)
+        async with b.http() as http:
+            with b.preferring(engine):
+                body = response_to(ignore_eos=True, stream=True)
+                assert (await stream(http, RESPONSES, body)).clean
+        lost, last = await recorded(tmp_path, 2)
+    assert lost["completion_tokens"] == 9
+    assert last["completion_tokens"] == 40 - 9
+    assert last["replayed_tokens"] > 9
+
+
+async def test_a_replica_that_takes_nothing_repeats_nothing(tmp_path: Path) -> None:
+    async with bench(usage_spool=tmp_path) as b:
+        await b.tier("demo")
+        engine, full = await b.replica(), await b.replica()
+        full.sim.faults.plan = Fault(mode="status", status=503)
+        engine.sim.faults.plan = Fault(mode="rst", after_chunks=8, times=1)
+        async with b.http() as http:
+            with b.preferring(engine):
+                body = chat(max_tokens=20, ignore_eos=True)
+                cut = asyncio.create_task(stream(http, CHAT, body))
+                await eventually(lambda: len(full.sim.requests) > 0, 5)
+            assert (await cut).clean
+        lost, last = await recorded(tmp_path, 2)
+    assert last["replayed_tokens"] == lost["prompt_tokens"] + 8
+
+
 async def test_what_no_engine_took_leaves_no_record(tmp_path: Path) -> None:
     async with bench(usage_spool=tmp_path) as b:
         await b.tier("demo", wake={"cap": "1s", "budget": "1s"})
@@ -257,6 +318,27 @@ def test_a_failed_write_leaves_no_half_line(
     one.close()
 
 
+def test_a_segment_that_cannot_be_closed_is_written_on_and_nothing_is_there_twice(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(spool, "SEGMENT_BYTES", 10)
+    one = Spool(tmp_path, "a", 1 << 20)
+    rename = Path.rename
+    failures = [OSError(28, "no")]
+
+    def failing(path: Path, target: Path) -> Path:
+        if failures:
+            raise failures.pop()
+        return rename(path, target)
+
+    monkeypatch.setattr(Path, "rename", failing)
+    one.append(b'{"number":1}\n')
+    one.append(b'{"number":2}\n')
+    assert [r["number"] for r in written(tmp_path)] == [1, 2]
+    assert len(one.closed()) == 1
+    one.close()
+
+
 # --- shipping ------------------------------------------------------------------------------------
 
 
@@ -342,6 +424,35 @@ async def test_records_of_a_gateway_that_died_are_sent_by_the_next(tmp_path: Pat
     die(dead)
     async with receiver() as ledger, bench(usage_spool=tmp_path, usage_url=ledger.url, **QUICK):
         await eventually(lambda: [r["request"] for r in ledger.records] == ["r"], 5)
+
+
+async def test_a_gateway_that_ends_sends_what_it_has(tmp_path: Path) -> None:
+    async with receiver() as ledger:
+        rarely = QUICK | {"usage_ship_s": 30}
+        async with bench(usage_spool=tmp_path, usage_url=ledger.url, **rarely) as b:
+            await b.tier("demo")
+            await b.replica()
+            async with b.http() as session, session.post(CHAT, json=chat(stream=False)) as response:
+                assert response.status == 200
+        assert len(ledger.records) == 1
+        assert written(tmp_path) == []
+
+
+async def test_a_receiver_that_hangs_holds_no_gateway_that_ends(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(usage, "LAST_SHIPMENT_S", 0.2)
+    async with receiver() as ledger:
+        ledger.answers = ["hang"] * 100
+        patient = QUICK | {"usage_timeout_s": 600}
+        async with asyncio.timeout(60):
+            async with bench(usage_spool=tmp_path, usage_url=ledger.url, **patient) as b:
+                await b.tier("demo")
+                await b.replica()
+                async with b.http() as session:
+                    await session.post(CHAT, json=chat(stream=False))
+                await eventually(lambda: ledger.seen, 5)
+        assert len(written(tmp_path)) == 1
 
 
 # --- reading -------------------------------------------------------------------------------------

@@ -309,8 +309,13 @@ def _named_prompts(prepared: Prepared, delivered: Delivered) -> list[int]:
 
 
 def counted(prepared: Prepared, delivered: Delivered) -> tuple[int | None, int | None]:
-    """Tokens of prompts and answers for one that was not finished; None: none were named."""
+    """Tokens of prompts and answers for one that was not finished; None: none were named.
+
+    Where the engine names no ids, each piece of the answer counts for one.
+    """
     prompt_tokens, generated = delivered.counted()
+    if generated is None:
+        generated = delivered.pieces or None
     if prepared.prompts > 1:
         delivered.settle()
         prompt_tokens = sum(_named_prompts(prepared, delivered)) or None

@@ -15,7 +15,7 @@ from itertools import islice
 from spotinference.api.kinds import Json
 from spotinference.core import chunks, deltas, stream
 from spotinference.core.chunks import Endpoint, Identity
-from spotinference.core.deltas import IDS, TEXT, Channel, Part
+from spotinference.core.deltas import IDS, LOGPROBS, TEXT, Channel, Part
 
 MAX_RAW_BYTES = 256 * 1024
 """Raw events kept unparsed: about 1,000 chunks, so most answers end without being parsed."""
@@ -213,6 +213,15 @@ class Delivered:
     def tokens(self) -> int:
         """Generated tokens that the client has, as far as the engine named them."""
         return sum(len(choice.token_ids) for choice in self.choices.values())
+
+    @property
+    def pieces(self) -> int:
+        """Chunks that added something to the answer: nearly each is a token."""
+        self.settle()
+        return sum(
+            len(choice.text) + sum(len(p) for name, p in choice.others.items() if name != LOGPROBS)
+            for choice in self.choices.values()
+        )
 
     def counted(self) -> tuple[int | None, int | None]:
         """Tokens of prompt and answer for one that was not finished; what is raw stays unparsed.

@@ -110,15 +110,21 @@ class Answer:
         """Everything the client has came again."""
         return self._at >= len(self._steps)
 
-    def start_replay(self) -> int:
-        """The next event comes from another replica; returns how many events it must repeat."""
+    @property
+    def deltas(self) -> int:
+        """Events with a piece of the answer that the client has: nearly each is a token."""
+        if not self.replayable:
+            return self.sequence
+        return sum(raw.count(b".delta\n") for raw in self._raw)
+
+    def start_replay(self) -> None:
+        """The next event comes from another replica, which must repeat what the client has."""
         self._steps = _steps(b"".join(self._raw))
         self._at = self._chars = 0
         self._names = {}
         first = self._steps[0].event.get("response") if self._steps else None
         if not self._head and isinstance(first, dict):
             self._begin(first)
-        return len(self._steps)
 
     def keep_alive(self, response: Json) -> bytes:
         """An event for clients that wait for parsed events only.

@@ -47,7 +47,9 @@ log = structlog.get_logger(__name__)
 
 KEEP_ALIVE = b": keep-alive\n\n"
 STOPPING = "the gateway is stopping"
-FAILURES = (Unreachable, Busy, Draining, Lost, Failed, Refused, EngineFailed, EventTooLong)
+NOT_TAKEN = (Unreachable, Busy, Draining)
+"""The engine did nothing for the attempt."""
+FAILURES = (*NOT_TAKEN, Lost, Failed, Refused, EngineFailed, EventTooLong)
 
 
 class Exchange(ABC):
@@ -190,6 +192,8 @@ class Exchange(ABC):
                 self._diverged(error)
             except FAILURES as failure:
                 await self._failed(replica, failure)
+                if isinstance(failure, NOT_TAKEN):
+                    continue  # what was to be asked for is so still
             if await self._carry_on():
                 return None
 
@@ -251,11 +255,26 @@ class Exchange(ABC):
         """Generated tokens that the client has."""
         return 0
 
+    def _again(self, tokens: int, prompt_tokens: int) -> None:
+        """Work that a loss makes engines do twice."""
+        tier, metrics = self._waiting.tier.ref.name, self._context.metrics
+        metrics.replayed_tokens.labels(tier).inc(tokens)
+        metrics.replayed_prompt_tokens.labels(tier).inc(prompt_tokens)
+        self.account.replayed_tokens += tokens
+        self.account.replayed_prompt_tokens += prompt_tokens
+
+    def _cut_short(self, prompt_tokens: int | None, completion_tokens: int | None) -> None:
+        """An answer that ended before its engine's count: what is known of it, else an estimate."""
+        if prompt_tokens is None and completion_tokens:
+            prompt_tokens = self._search.work.prompt_tokens
+        self.account.prompt_tokens = prompt_tokens
+        self.account.completion_tokens = completion_tokens
+
     # --- failures -------------------------------------------------------------------------------
 
     async def _failed(self, replica: Replica, failure: Exception) -> None:
         """Returns when another attempt may be made; raises what the client is told."""
-        if isinstance(failure, Unreachable | Busy | Draining):
+        if isinstance(failure, NOT_TAKEN):
             self.trace.not_taken()
         else:
             self.trace.ended(type(failure).__name__.lower(), delivered=self._delivered_tokens())

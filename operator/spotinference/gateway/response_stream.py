@@ -42,6 +42,8 @@ class ResponseStream(Exchange):
         self._reply.as_event = GatewayError.event  # else a cycle with the reply
         if self._answer.usage is not None:
             self.account.use(self._answer.usage)
+        else:
+            self._cut_short(None, self._answer.deltas or None)
 
     # --- signs of life, and errors --------------------------------------------------------------
 
@@ -83,6 +85,9 @@ class ResponseStream(Exchange):
     def _delivered_anything(self) -> bool:
         return self._answer.began
 
+    def _delivered_tokens(self) -> int:
+        return self._answer.deltas
+
     def _diverged(self, error: Diverged) -> None:
         self._context.metrics.continuations.labels(Class.REPLAY.value, "diverged").inc()
         raise GatewayError(
@@ -90,15 +95,16 @@ class ResponseStream(Exchange):
         ) from error
 
     async def _carry_on(self) -> bool:
-        metrics = self._context.metrics
         if not self._answer.began:
             return False
         reason = self._prepared.reason
         if self._prepared.kind is Class.REPLAY:
             if self._answer.replayable:
+                self._answer.start_replay()
+                self._again(self._answer.deltas, self._search.work.prompt_tokens)
                 return False
             reason = f"it is longer than {responses.MAX_RAW_BYTES} bytes"
-        metrics.continuations.labels("refused", "refused").inc()
+        self._context.metrics.continuations.labels("refused", "refused").inc()
         raise GatewayError(
             Code.NOT_CONTINUABLE,
             f"The replica was lost and the response cannot be continued: {reason}.",
@@ -107,10 +113,7 @@ class ResponseStream(Exchange):
     # --- one attempt ----------------------------------------------------------------------------
 
     async def _attempt(self, replica: Replica) -> None:
-        if carried_on := self._answer.began:
-            self._context.metrics.replayed_tokens.labels(self._waiting.tier.ref.name).inc(
-                self._answer.start_replay()
-            )
+        carried_on = self._answer.began
         asked = self._context.engines
         name = self._attempt_id(replica)
         with asked.attempt(replica, self._search.work, self, stream=True) as attempt:

@@ -59,9 +59,7 @@ class Streamed(Exchange):
         if self._delivered.usage is not None:
             account.use(self._delivered.usage)
         elif account.completion_tokens is None:  # cut short, or from an engine that does not tell
-            account.prompt_tokens, account.completion_tokens = continuation.counted(
-                self._prepared, self._delivered
-            )
+            self._cut_short(*continuation.counted(self._prepared, self._delivered))
 
     # --- after a loss ---------------------------------------------------------------------------
 
@@ -90,14 +88,6 @@ class Streamed(Exchange):
                 self._again(request.repeated_tokens, request.prompt_tokens)
                 return False
 
-    def _again(self, tokens: int, prompt_tokens: int) -> None:
-        """Work that a loss makes engines do twice."""
-        tier, metrics = self._waiting.tier.ref.name, self._context.metrics
-        metrics.replayed_tokens.labels(tier).inc(tokens)
-        metrics.replayed_prompt_tokens.labels(tier).inc(prompt_tokens)
-        self.account.replayed_tokens += tokens
-        self.account.replayed_prompt_tokens += prompt_tokens
-
     def _delivered_anything(self) -> bool:
         """Chunks of the engine, or a chunk of ours that fixed the answer's id."""
         self._delivered.settle()
@@ -105,7 +95,7 @@ class Streamed(Exchange):
         return delivered.identity is not None or delivered.substance or delivered.unreadable
 
     def _delivered_tokens(self) -> int:
-        return self._delivered.counted()[1] or 0
+        return continuation.counted(self._prepared, self._delivered)[1] or 0
 
     def _count(self, request: Next | None, outcome: str) -> None:
         kind = request.kind.value if request is not None else Class.RESTART.value
