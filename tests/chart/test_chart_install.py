@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import json
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
 import yaml
 
 from spotinference import errors
-from spotinference.api.kinds import NODE, POD, SECRET, Json
+from spotinference.api import demand
+from spotinference.api.kinds import LEASE, NODE, POD, SECRET, Json
 from spotinference.clients.kube import Kube
 from tests.chart.test_chart_render import VALUES, of_kind, rendered, values_file
 from tests.support import schemas, specs, tools
@@ -160,6 +162,76 @@ async def test_both_processes_have_in_the_embedded_cluster_the_rights_of_the_cha
         assert json.loads(out)["rules"] == rules
 
 
+async def test_a_gateway_writes_demand_and_no_other_lease(
+    cluster: LiveCluster, tmp_path: Path
+) -> None:
+    """Kubelets and leaders live by Leases; RBAC alone lets whoever holds one write all."""
+    namespace = "llm-gateway"
+    await cluster.kubectl("create", "namespace", namespace)
+    text = tools.output(
+        "helm",
+        *("template", "spot", tools.chart(), "-n", namespace),
+        *("--show-only", "templates/gateway-rbac.yaml"),
+    )
+    await cluster.kubectl("apply", "-f", "-", stdin=text)
+    token = await cluster.kubectl("-n", namespace, "create", "token", "spot-gateway")
+    now = datetime.now(UTC)
+    own = demand.lease(
+        namespace=namespace,
+        tier="demanded",
+        tier_uid="none",
+        demand=demand.Demand(gateway_id="gateway-0", parked=1, oldest_parked_at=now),
+        renewed_at=now,
+    )
+    del own["metadata"]["ownerReferences"]  # without its tier it would be collected at once
+    foreign = {
+        "apiVersion": "coordination.k8s.io/v1",
+        "kind": "Lease",
+        "metadata": {"name": "leader", "namespace": namespace},
+        "spec": {"holderIdentity": "an-operator"},
+    }
+    await cluster.kubectl("apply", "-f", "-", stdin=yaml.safe_dump(foreign))
+
+    async with await Kube.connect(
+        field_manager="gateway", kubeconfig=with_token(cluster, token, tmp_path)
+    ) as kube:
+
+        async def policy_holds() -> bool:
+            try:
+                await kube.apply(LEASE, foreign | {"spec": {"holderIdentity": "me"}})
+            except errors.InvalidInput as error:
+                return "role=demand only" in str(error)
+            return False
+
+        await eventually(policy_holds, 30, "the policy is in force")
+        await kube.apply(LEASE, own)
+        await kube.apply(LEASE, own)
+        for attempt in (
+            kube.delete(LEASE, "leader", namespace),
+            # Neither taken over by a label nor given away by taking it off.
+            kube.merge_patch(
+                LEASE, "leader", namespace, {"metadata": {"labels": own["metadata"]["labels"]}}
+            ),
+            kube.merge_patch(
+                LEASE, own["metadata"]["name"], namespace, {"metadata": {"labels": None}}
+            ),
+            kube.apply(LEASE, foreign | {"metadata": {"name": "new", "namespace": namespace}}),
+        ):
+            with pytest.raises(errors.InvalidInput, match="role=demand only"):
+                await attempt
+        await kube.delete(LEASE, own["metadata"]["name"], namespace)
+    await cluster.kubectl("delete", "namespace", namespace, "--wait=false")
+
+
+def with_token(cluster: LiveCluster, token: str, folder: Path) -> Path:
+    """A kubeconfig for whoever the token speaks for."""
+    config = yaml.safe_load(Path(cluster.state.kubeconfig).read_text())
+    config["users"][0]["user"] = {"token": token.strip()}
+    file = folder / "kubeconfig"
+    file.write_text(yaml.safe_dump(config))
+    return file
+
+
 async def test_node_watch_speaks_for_its_own_node_only(
     cluster: LiveCluster, tmp_path: Path
 ) -> None:
@@ -190,12 +262,10 @@ async def test_node_watch_speaks_for_its_own_node_only(
     )
     bound = ("--bound-object-kind=Pod", "--bound-object-name=watch", f"--bound-object-uid={uid}")
     token = await cluster.kubectl("-n", namespace, "create", "token", "spot-node-watch", *bound)
-    config = yaml.safe_load(Path(cluster.state.kubeconfig).read_text())
-    config["users"][0]["user"] = {"token": token.strip()}
-    own = tmp_path / "kubeconfig"
-    own.write_text(yaml.safe_dump(config))
 
-    async with await Kube.connect(field_manager="watch", kubeconfig=own) as kube:
+    async with await Kube.connect(
+        field_manager="watch", kubeconfig=with_token(cluster, token, tmp_path)
+    ) as kube:
 
         async def announce(name: str) -> Json:
             status = {"conditions": [{"type": "x", "status": "True"}]}

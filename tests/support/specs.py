@@ -266,6 +266,7 @@ WRONG_TIERS: tuple[Wrong, ...] = (
         "spec.placement.pools",
         "remove one",
     ),
+    Wrong("dots", {"spec.placement.pools": ["l4..spot"]}, "spec.placement.pools[0]", "lower"),
     Wrong("pool name", {"spec.placement.pools": ["L4 spot"]}, "spec.placement.pools[0]", "lower"),
 )
 

@@ -147,12 +147,13 @@ IDENTIFIER = form(
     r"^[A-Za-z0-9][A-Za-z0-9_.-]*$",
     "must be a plain name of letters, digits, '.', '_' and '-', as vLLM's documentation spells it",
 )
+_LABEL = r"[a-z0-9]([a-z0-9-]*[a-z0-9])?"
 DNS_LABEL = form(
-    r"^[a-z0-9]([a-z0-9-]*[a-z0-9])?$",
+    rf"^{_LABEL}$",
     "must be a name of lower-case letters, digits and '-', as in its metadata.name",
 )
 DNS_SUBDOMAIN = form(
-    r"^[a-z0-9]([a-z0-9.-]*[a-z0-9])?$",
+    rf"^{_LABEL}(\.{_LABEL})*$",
     "must be a name of lower-case letters, digits, '.' and '-', as in its metadata.name",
 )
 SECRET_KEY = form(

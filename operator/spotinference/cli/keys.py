@@ -21,6 +21,7 @@ from rich.table import Table
 from spotinference import errors
 from spotinference.api import durations, times
 from spotinference.api.keys import KEY_PREFIX, ApiKey, KeyFile, digest
+from spotinference.api.rules import DNS_LABEL
 from spotinference.clients import keystore
 from spotinference.clients.clock import SystemClock
 from spotinference.clients.keystore import FileStore, KeyStore
@@ -127,6 +128,10 @@ def create(
     The key alone goes to stdout, so KEY=$(spotinference keys create --namespace team-a) works.
     """
     text = KEY_PREFIX + secrets.token_urlsafe(KEY_BYTES)
+    try:
+        DNS_LABEL.require(namespace)
+    except ValueError as error:
+        raise errors.ConfigInvalid(f"--namespace {namespace!r}: {DNS_LABEL.message}") from error
     key = _checked(
         id=identity or f"key-{secrets.token_hex(4)}",
         sha256=digest(text),

@@ -13,13 +13,10 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
-from urllib.parse import urlencode, urlsplit
-from urllib.request import getproxies, proxy_bypass
+from urllib.parse import urlencode
 
 import aiohttp
-import yaml
 from kubernetes.aio import client as k8s
-from kubernetes.aio import config as k8s_config
 from tenacity import (
     AsyncRetrying,
     retry_if_exception_type,
@@ -29,10 +26,10 @@ from tenacity import (
 
 from spotinference import errors
 from spotinference.api.kinds import ACCESS_REVIEW, Json, Kind
+from spotinference.clients import kube_access
 
 REQUEST_TIMEOUT_S = 15.0
 READ_ATTEMPTS = 4
-CONNECTIONS = 64
 WATCH_TIMEOUT_S = 290
 WATCH_SILENCE_S = 70.0
 """Without any event or bookmark this long a watch counts as frozen (bookmarks come each minute)."""
@@ -74,21 +71,7 @@ class Kube:
     @classmethod
     async def connect(cls, *, field_manager: str, kubeconfig: Path | None = None) -> Kube:
         """With a kubeconfig file, else in-cluster; `ConfigInvalid` says what is missing."""
-        configuration = k8s.Configuration()
-        try:
-            if kubeconfig is not None:
-                await k8s_config.load_kube_config(
-                    config_file=str(kubeconfig), client_configuration=configuration
-                )
-            else:
-                k8s_config.load_incluster_config(client_configuration=configuration)
-            return cls(k8s.ApiClient(_tuned(configuration)), field_manager)
-        except _UNUSABLE as error:
-            where = str(kubeconfig) if kubeconfig else "the pod's ServiceAccount"
-            raise errors.ConfigInvalid(
-                f"no way to the Kubernetes API through {where}: {' '.join(str(error).split())}. "
-                "Pass --kubeconfig FILE, or run in a pod with a ServiceAccount."
-            ) from error
+        return cls(k8s.ApiClient(await kube_access.configuration(kubeconfig)), field_manager)
 
     async def close(self) -> None:
         await self._api.close()
@@ -317,33 +300,6 @@ class Kube:
                 yield response
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
             raise errors.ApiUnavailable(f"{what}: {type(error).__name__}: {error}") from error
-
-
-_UNUSABLE = (
-    *(k8s_config.ConfigException, OSError, yaml.YAMLError),
-    *(ValueError, TypeError, KeyError, AttributeError),
-)
-"""What the library raises for a file that is no kubeconfig, or names no certificates (ssl's errors
-are OSErrors)."""
-
-
-def _tuned(configuration: k8s.Configuration) -> k8s.Configuration:
-    configuration.connection_pool_maxsize = CONNECTIONS
-    configuration.disable_strict_ssl_verification = True
-    # aiohttp would ask a thread for the proxy, and one for ~/.netrc, before every request: where
-    # fifty replacements are asked for at once, each waits its turn at the interpreter's lock.
-    configuration.client_session_kwargs = {"trust_env": False}
-    if configuration.proxy is None:
-        configuration.proxy = _environment_proxy(configuration.host)
-    return configuration
-
-
-def _environment_proxy(server: str) -> str | None:
-    """What HTTPS_PROXY, HTTP_PROXY and NO_PROXY say now about the API server."""
-    parts = urlsplit(server)
-    if parts.hostname is None or proxy_bypass(parts.hostname):
-        return None
-    return getproxies().get(parts.scheme)
 
 
 async def _line(response: aiohttp.ClientResponse) -> bytes:

@@ -25,6 +25,7 @@ DEFAULT_REVISION = "main"
 LARGE_FILE_BYTES = 1024 * 1024
 """From this size on a file is listed as stored by LFS, as the real hub does."""
 READ_BLOCK = 1024 * 1024
+_SENT = web.RequestKey("sent", int)
 
 
 @dataclass(frozen=True, slots=True)
@@ -208,20 +209,20 @@ class HubServer:
         if request.method == "HEAD":
             return response
         cut = self._take_cut(request)
-        request["sent"] = 0
+        request[_SENT] = 0
         with path.open("rb") as stream:
             stream.seek(start)
             while start < end:
                 block = stream.read(min(READ_BLOCK, end - start))
-                if cut is not None and request["sent"] + len(block) > cut:
-                    await response.write(block[: cut - request["sent"]])
-                    request["sent"] = cut
+                if cut is not None and request[_SENT] + len(block) > cut:
+                    await response.write(block[: cut - request[_SENT]])
+                    request[_SENT] = cut
                     if request.transport is not None:
                         request.transport.close()
                     return response
                 await response.write(block)
                 start += len(block)
-                request["sent"] += len(block)
+                request[_SENT] += len(block)
         return response
 
     def _take_cut(self, request: web.Request) -> int | None:
@@ -244,7 +245,7 @@ class HubServer:
             response = self._refusal(request) or await handler(request)
             status = response.status
             if isinstance(response, web.Response) and isinstance(response.body, bytes):
-                request["sent"] = 0 if request.method == "HEAD" else len(response.body)
+                request[_SENT] = 0 if request.method == "HEAD" else len(response.body)
         except web.HTTPException as error:
             status = error.status
             raise
@@ -281,7 +282,7 @@ class HubServer:
             "method": request.method,
             "path": request.path,
             "status": status,
-            "bytes": request.get("sent", 0),
+            "bytes": request.get(_SENT, 0),
         }
         with self.log.open("a") as stream:
             stream.write(json.dumps(line) + "\n")

@@ -148,6 +148,7 @@ def test_a_keys_file_that_cannot_be_read_is_named(tmp_path: Path, command: list[
         ("--expires", "2020-01-01T00:00:00Z"),
         ("--expires", "soon"),
         ("--max-streams", "0"),
+        ("--namespace", "Team_A"),
     ],
 )
 def test_a_wrong_option_is_named(tmp_path: Path, option: str, value: str) -> None:

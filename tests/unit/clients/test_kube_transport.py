@@ -14,18 +14,18 @@ from aiohttp import web
 from aiohttp.test_utils import TestServer
 
 from spotinference import errors
-from spotinference.api.kinds import NODE
+from spotinference.api.kinds import NODE, Json
 from spotinference.clients.kube import Kube
 
 
-def kubeconfig(folder: Path, server: str) -> Path:
+def kubeconfig(folder: Path, server: str, user: Json | None = None) -> Path:
     path = folder / "kubeconfig"
     body = {
         "apiVersion": "v1",
         "kind": "Config",
         "current-context": "x",
         "clusters": [{"name": "x", "cluster": {"server": server}}],
-        "users": [{"name": "x", "user": {"token": "secret"}}],
+        "users": [{"name": "x", "user": user or {"token": "secret"}}],
         "contexts": [{"name": "x", "context": {"cluster": "x", "user": "x"}}],
     }
     path.write_text(yaml.safe_dump(body))
@@ -33,9 +33,12 @@ def kubeconfig(folder: Path, server: str) -> Path:
 
 
 @asynccontextmanager
-async def api_server(seen: list[str]) -> AsyncIterator[str]:
+async def api_server(seen: list[str], tokens: list[str] | None = None) -> AsyncIterator[str]:
+    tokens = [] if tokens is None else tokens
+
     async def answer(request: web.Request) -> web.Response:
         seen.append(request.raw_path)
+        tokens.append(request.headers.get("Authorization", ""))
         return web.json_response({"kind": "Node", "metadata": {"name": "n"}})
 
     app = web.Application()
@@ -118,4 +121,47 @@ async def test_what_is_no_kubeconfig_is_said_in_one_sentence(tmp_path: Path, tex
     config = tmp_path / "kubeconfig"
     config.write_text(text, encoding="latin-1")
     with pytest.raises(errors.ConfigInvalid, match=rf"{config}: [^\n]+ Pass --kubeconfig"):
+        await Kube.connect(field_manager="test", kubeconfig=config)
+
+
+def plugin(folder: Path, script: str) -> Json:
+    file = folder / "plugin"
+    file.write_text(f"#!/bin/sh\n{script}\n")
+    file.chmod(0o755)
+    return {"exec": {"apiVersion": "client.authentication.k8s.io/v1", "command": str(file)}}
+
+
+GIVES_NUMBERED_TOKENS = """
+echo x >> {folder}/asked
+token=token-$(grep -c x {folder}/asked)
+echo '{{"apiVersion": "client.authentication.k8s.io/v1", "kind": "ExecCredential",
+  "status": {{"token": "'$token'", "expirationTimestamp": "{expiry}"}}}}'
+"""
+
+
+@pytest.mark.parametrize(
+    ("expiry", "expected"),
+    [
+        ("2020-01-01T00:00:00Z", ["Bearer token-2", "Bearer token-3"]),
+        ("2120-01-01T00:00:00Z", ["Bearer token-1", "Bearer token-1"]),
+    ],
+)
+async def test_an_exec_plugin_is_asked_again_when_its_token_has_ended(
+    tmp_path: Path, expiry: str, expected: list[str]
+) -> None:
+    tokens: list[str] = []
+    user = plugin(tmp_path, GIVES_NUMBERED_TOKENS.format(folder=tmp_path, expiry=expiry))
+    async with api_server([], tokens) as url:
+        config = kubeconfig(tmp_path, url, user)
+        async with await Kube.connect(field_manager="test", kubeconfig=config) as kube:
+            for _ in expected:
+                await kube.get(NODE, "n")
+    assert tokens == expected
+
+
+async def test_a_failing_exec_plugin_is_named_instead_of_going_on_as_nobody(
+    tmp_path: Path,
+) -> None:
+    config = kubeconfig(tmp_path, "http://127.0.0.1:1", plugin(tmp_path, "exit 3"))
+    with pytest.raises(errors.ConfigInvalid, match="its exec plugin gave no credentials"):
         await Kube.connect(field_manager="test", kubeconfig=config)
