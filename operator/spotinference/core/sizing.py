@@ -231,7 +231,8 @@ def need(memory: Memory, reading: Reading, rules: Rules) -> Need | None:
 def size(memory: Memory, reading: Reading, rules: Rules) -> Size:
     """Replicas wanted now, within the tier's bounds; `memory` has learned this reading."""
     current = reading.current
-    if current > 0 and _asleep(memory, reading, rules):
+    if _asleep(memory, reading, rules):
+        # At zero too: a forecast that fades wakes nobody, what arrives does.
         return Size(0, "idle for long enough")
     needed = need(memory, reading, rules)
     if needed is None:

@@ -189,6 +189,15 @@ def test_a_sleeping_tier_is_woken_by_a_request_and_sleeps_again() -> None:
     assert sum(line.late) == 1.0
 
 
+def test_a_sleeping_tier_is_not_woken_by_a_forecast_that_fades() -> None:
+    rates = [5.0] * 720 + [0.0] * 720
+    arrivals = Arrivals(TICK, [rate * TICK for rate in rates], [0.0] * 1440, [0.0] * 1440)
+    outcome, line = run("ours", arrivals, replace(SETUP, least=0))
+    assert outcome.wakes == 0
+    assert [a.after for a in line.actions].count(0) == 1
+    assert line.paid[-1] == 0
+
+
 def test_a_replica_that_becomes_ready_after_the_end_still_serves_who_waits() -> None:
     counts = [0.0] * 100
     counts[97] = 1.0  # decided at 490 s, ready at 510 s: it waits 25 s
