@@ -9,10 +9,12 @@ import tracemalloc
 import weakref
 
 import orjson
+import pytest
 
 from spotinference.api.kinds import POD
 from spotinference.gateway.config import GatewaySettings
-from spotinference.gateway.replay import Asked, Recording
+from spotinference.gateway.errors import Code, GatewayError
+from spotinference.gateway.replay import PIECE_BYTES, Asked, Recording
 from spotinference.gateway.replays import Replays
 from tests.gateway.raw_table import post
 from tests.gateway.test_forward import SELECTOR, pod
@@ -90,3 +92,38 @@ async def test_a_recorded_request_that_waits_holds_one_copy_of_its_prompt() -> N
             writer.transport.abort()
         del reader
         assert size < held < 1.5 * size
+
+
+async def test_a_player_is_given_a_long_answer_piece_by_piece() -> None:
+    recording = Recording("key", "0" * 32, b"", 1 << 20)
+    recording.begin({})
+    for _ in range(1000):
+        recording.append(b"data: " + b"x" * 992 + b"\n\n")
+    recording.finish()
+    player = recording.join(0)
+    given = 0
+    while writes := await recording.more(player):
+        assert sum(map(len, writes)) <= PIECE_BYTES
+        given += sum(map(len, writes))
+    assert given == 1_000_000
+
+
+async def test_no_key_leaves_the_others_without_recordings() -> None:
+    replays = Replays(GatewaySettings())
+
+    def record(owner: str, number: int) -> None:
+        recording = Recording(owner, f"{owner}-{number}", b"", 1 << 20)
+        replays.record(recording, Asked(idempotency=str(number)), endless())
+
+    async def endless() -> None:
+        await asyncio.Event().wait()
+
+    for number in range(192):
+        record("greedy", number)
+    with pytest.raises(GatewayError) as refused:
+        record("greedy", 192)
+    assert refused.value.code is Code.RECORDINGS_FULL
+    for number in range(10):
+        record("other", number)
+    await asyncio.sleep(0)  # all have begun
+    await replays.close()

@@ -25,6 +25,7 @@ from spotinference.gateway.reply import Reply
 IDEMPOTENCY_KEY = "Idempotency-Key"
 EVENT_IDS = "x-spotinference-event-ids"
 LAST_EVENT_ID = "Last-Event-ID"
+PIECE_BYTES = 64 * 1024
 JOINED = "x-spotinference-joined"
 """On an answer that another request had asked for."""
 _TOKEN = re.compile(r"[\x21-\x7e]{1,255}")
@@ -159,11 +160,11 @@ class Recording:
         self._tell()
 
     async def more(self, player: object) -> list[bytes]:
-        """The writes that this player does not have yet; empty at the end of the answer."""
+        """Writes that this player does not have yet, a piece of them; empty at the answer's end."""
         while True:
             at = self.players[player]
             if at < self.first + len(self._writes):
-                writes = self._writes[at - self.first :]
+                writes = self._piece(at - self.first)
                 self.players[player] = at + len(writes)
                 if self.size > self._limit:
                     self._tell()  # there may be room now
@@ -171,6 +172,16 @@ class Recording:
             if self.over:
                 return []
             await self._changed.wait()
+
+    def _piece(self, at: int) -> list[bytes]:
+        """What one player is given at a time: with all of it each who takes nothing held a copy."""
+        size, end = 0, at
+        while end < len(self._writes) and (
+            end == at or size + len(self._writes[end]) <= PIECE_BYTES
+        ):
+            size += len(self._writes[end])
+            end += 1
+        return self._writes[at:end]
 
     async def begun(self, reply: Reply) -> None:
         """Until it is known what becomes of the request; keeps the client alive meanwhile."""

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Coroutine
+from math import ceil
 
 from spotinference.gateway.config import GatewaySettings
 from spotinference.gateway.errors import Code, GatewayError
 from spotinference.gateway.replay import EVENT_IDS, IDEMPOTENCY_KEY, Asked, Recording, gone
 
 CLOSE_S = 3.0
+KEY_SHARE = 0.75
+"""Of the bounds, the most that one API key may take: no tenant leaves the others without."""
 
 
 class Replays:
@@ -46,7 +49,9 @@ class Replays:
     ) -> asyncio.Task[None]:
         """Lets the request run on its own; it ends early when nobody has come back for it."""
         try:
-            self._make_room()
+            mine = [r for r in self._by_request.values() if r.owner == recording.owner]
+            self._make_room(mine, KEY_SHARE)
+            self._make_room(list(self._by_request.values()), 1.0)
         except GatewayError:
             run.close()
             raise
@@ -108,25 +113,33 @@ class Replays:
         self._forget_key(recording, wanted)
         self._by_request.pop(recording.request_id, None)
 
-    def _make_room(self) -> None:
-        """Drops the oldest finished answers; `recordings_full` when there is no room even so."""
+    def _make_room(self, known: list[Recording], share: float) -> None:
+        """Room for one more than these within this share of the bounds: the oldest finished answers
+        go; `recordings_full` when there is none even so.
+        """
         settings = self._settings
-        known = self._by_request
         most = settings.max_recording_bytes
-        size = most + sum(r.size if r.over else most for r in known.values())
-        for name in list(known):
-            if len(known) < settings.max_recordings and size <= settings.max_recorded_bytes:
+        size = most + sum(r.size if r.over else most for r in known)
+        size_bound = max(most, ceil(settings.max_recorded_bytes * share))
+        count, count_bound = 1 + len(known), ceil(settings.max_recordings * share)
+        for recording in known:
+            if count <= count_bound and size <= size_bound:
                 return
-            if known[name].over and not known[name].players:
-                size -= known[name].size
-                dropped = known.pop(name)
-                dropped.then(0.0, None)
-                for at in [at for at, other in self._by_key.items() if other is dropped]:
-                    del self._by_key[at]
-        if len(known) >= settings.max_recordings or size > settings.max_recorded_bytes:
+            if recording.over and not recording.players:
+                size -= recording.size
+                count -= 1
+                self._drop(recording)
+        if count > count_bound or size > size_bound:
             raise GatewayError(
                 Code.RECORDINGS_FULL,
                 "Too many answers are being recorded. Retry, or ask without "
                 f"{IDEMPOTENCY_KEY} and {EVENT_IDS}.",
                 retry_after_s=settings.parked_retry_after_s,
             )
+
+    def _drop(self, recording: Recording) -> None:
+        """Before its time."""
+        del self._by_request[recording.request_id]
+        recording.then(0.0, None)
+        for at in [at for at, other in self._by_key.items() if other is recording]:
+            del self._by_key[at]
