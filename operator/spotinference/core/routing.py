@@ -74,7 +74,7 @@ def work_of(body: Json, session: str | None = None) -> Work:
         tokens, prefix = _of_prompt(asked)
     limit = _first(body, _LIMITS)
     n = body.get("n")
-    choices = n if isinstance(n, int) and n > 0 else 1
+    choices = (n if isinstance(n, int) and n > 0 else 1) * _prompts(asked)
     if session:
         prefix = "session " + session[:MAX_SESSION_CHARS]
     sticky = bool(session) or tokens >= STICKY_PROMPT_TOKENS
@@ -85,6 +85,13 @@ def work_of(body: Json, session: str | None = None) -> Work:
         sticky=sticky,
         choices=choices,
     )
+
+
+def _prompts(asked: object) -> int:
+    """A completion may ask for several at once; a list of ids is one."""
+    if isinstance(asked, list) and asked and isinstance(asked[0], str | list):
+        return len(asked)
+    return 1
 
 
 def _first(body: Json, names: tuple[str, ...]) -> object:

@@ -135,3 +135,10 @@ def test_the_answer_counts_by_its_limit_but_not_above_what_is_usual() -> None:
 def test_whatever_the_engine_will_refuse_is_still_estimated(value: object) -> None:
     for body in ({"messages": value}, {"prompt": value}):
         assert work_of(body).prompt_tokens >= 1
+
+
+def test_each_prompt_of_a_completion_is_an_answer_of_its_own() -> None:
+    work = work_of({"prompt": ["a", "b", "c"], "max_tokens": 100, "n": 2})
+    assert (work.max_tokens, work.choices) == (600, 6)
+    assert work_of({"prompt": [1, 2, 3], "max_tokens": 100}).max_tokens == 100
+    assert work_of({"prompt": [[1], [2]], "max_tokens": 100}).max_tokens == 200
