@@ -340,6 +340,24 @@ async def test_a_model_tells_its_state_context_and_how_long_a_wake_takes() -> No
             assert response.status == 404
 
 
+async def test_a_cut_answer_of_such_a_tier_is_not_told_that_it_was_deleted() -> None:
+    async with bench() as b:
+        await b.tier("demo")
+        lost = await b.replica(tokens_per_s=100)
+        async with b.http() as http:
+            arrived: list[bytes] = []
+            cut = asyncio.create_task(stream(http, CHAT, chat(), arrived=arrived))
+            await eventually(lambda: len(arrived) > 4, 5)
+            body = b.kube.objects["InferenceTier", NAMESPACE, "demo"]
+            b.kube.put(TIER, body | {"spec": body["spec"] | {"wake": {"cap": "soon"}}})
+            catalogue = b.gateway.context.catalogue
+            await eventually(lambda: catalogue.find(NAMESPACE, "demo") is None, 5)
+            await b.lose_node(lost)
+            error = (await cut).error
+        assert error is not None
+        assert error["code"] == "tier_invalid"
+
+
 async def test_a_tier_of_another_version_is_called_invalid_and_not_deleted() -> None:
     async with bench() as b:
         await b.tier("demo")

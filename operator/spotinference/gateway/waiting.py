@@ -123,7 +123,7 @@ class Waiting:
         """The tier as it is now; its end ends the wait, a pause only one without an answer yet."""
         tier = self._context.catalogue.get(self.tier.ref)
         if tier is None:
-            raise errors.tier_deleted(self.tier.names[0])
+            raise self._context.catalogue.gone(self.tier)
         if tier.spec.paused and not self._ticket.answered:
             raise errors.tier_paused(tier.names[0])
         self.tier = tier
