@@ -9,6 +9,7 @@ be undone, the API server is asked whether it is still so.
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Awaitable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -96,19 +97,15 @@ class Actor:
         """Dooms and scales alone."""
         if self._falls_asleep(observed, plan):
             await self._no_demand_unseen(observed)
+        grows = [_grows(observed, scale) for scale in plan.scales]
         # Scale-ups first: the others step back behind them (`writer.Lane`), also those of other tiers.
-        writes = [self._scale(observed, scale) for scale in plan.scales]
-        writes += [self._doom(observed, doom) for doom in plan.dooms]
-        if not writes:
-            return None
-        results = await asyncio.gather(*writes, return_exceptions=True)
-        raised = [result for result in results if isinstance(result, BaseException)]
-        for error in raised:
-            if not isinstance(error, errors.InvalidInput):
-                raise error
-        for error in raised:
-            return _blocked(error)
-        return None
+        first = [self._scale(observed, s) for s, up in zip(plan.scales, grows, strict=True) if up]
+        first += [self._doom(observed, doom) for doom in plan.dooms]
+        refused = await _all(first)
+        # A ReplicaSet that shrinks before it sees the mark may end a busy pod in place of the marked.
+        downs = [s for s, up in zip(plan.scales, grows, strict=True) if not up]
+        refused += await _all([self._scale(observed, scale) for scale in downs])
+        return _blocked(refused[0]) if refused else None
 
     async def _scale(self, observed: Observed, scale: Apply) -> None:
         live = observed.children.get(_child_key(scale))
@@ -310,6 +307,17 @@ def degraded(
     return status.model_copy(update={"conditions": conditions})
 
 
+async def _all(writes: Sequence[Awaitable[None]]) -> list[errors.InvalidInput]:
+    """All at once; what only a person can mend is answered, anything else raised."""
+    refused: list[errors.InvalidInput] = []
+    for error in await asyncio.gather(*writes, return_exceptions=True):
+        if isinstance(error, errors.InvalidInput):
+            refused.append(error)
+        elif error is not None:
+            raise error
+    return refused
+
+
 def _blocked(error: BaseException) -> Blocked:
     message = str(error)
     match error:
@@ -327,6 +335,10 @@ def only_the_number(manifest: Json, live: Json) -> bool:
     """Whether a Deployment differs from what is wanted in its replicas and in nothing else."""
     same = {**manifest["spec"], "replicas": live["spec"].get("replicas")}
     return not differs({**manifest, "spec": same}, live)
+
+
+def _grows(observed: Observed, scale: Apply) -> bool:
+    return _replicas(scale.manifest) > _replicas(observed.children.get(_child_key(scale)))
 
 
 def _child_key(step: Apply) -> tuple[str, str]:

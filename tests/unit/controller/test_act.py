@@ -92,6 +92,22 @@ async def test_scales_come_first_status_late_events_last() -> None:
     ]
 
 
+async def test_a_pod_is_marked_before_its_deployment_shrinks() -> None:
+    """A ReplicaSet that shrinks before it sees the mark ends any of its pods, a busy one too."""
+    it = shell()
+    it.have(DEPLOYMENT, deployment(2))
+    pod = it.have(POD, engine_pod())
+    doom = Doom("pod-1", pod["metadata"]["uid"], LATER, DoomReason.SCALE_DOWN)
+    plan = Plan(dooms=(doom,), scales=(scale(it, 1),))
+    it.api.refusals["patch", "Pod"] = errors.ApiUnavailable("503")
+    with pytest.raises(errors.ApiUnavailable):
+        await it.actor.act(observed(it), plan)
+    assert [write[:2] for write in it.wrote()] == [("patch", "Pod")]
+    it.api.refusals.clear()
+    await it.actor.act(observed(it), plan)
+    assert [write[:2] for write in it.wrote()][1:] == [("patch", "Pod"), ("scale", "Deployment")]
+
+
 async def test_an_empty_plan_writes_nothing() -> None:
     it = shell()
     assert await it.actor.act(observed(it), Plan()) is None
