@@ -56,7 +56,7 @@ def place(fleet: Fleet, terms: Terms) -> Placement:
         outlook=outlook.of(fleet, terms.now, terms.losses),
     )
     _mark_leaving(draft, fleet)
-    _mark_failed(draft)
+    _mark_useless(draft)
     draft.refused = sum(
         not r.volume_elsewhere
         for p in fleet.places
@@ -154,12 +154,15 @@ def _sooner(replica: Replica) -> bool:
     return node.notice.deadline <= marked - timedelta(seconds=1)
 
 
-def _mark_failed(draft: Draft) -> None:
-    """Of several pods in one Deployment its ReplicaSet is to choose those that were given up."""
+def _mark_useless(draft: Draft) -> None:
+    """Of several pods in one Deployment its ReplicaSet is to choose those that were given up, and
+    those whose node vanished: they may be called ready for a while.
+    """
+    reasons = {Standing.FAILED: DoomReason.SCALE_DOWN, Standing.LOST: DoomReason.NODE_LOST}
     for p in draft.places:
-        for r in p.having(Standing.FAILED):
-            if len(p.active) > 1 and r.view.doomed_until is None:
-                draft.dooms.append(_doom(r, draft.terms.now, DoomReason.SCALE_DOWN))
+        for r in p.active:
+            if len(p.active) > 1 and r.standing in reasons and r.view.doomed_until is None:
+                draft.dooms.append(_doom(r, draft.terms.now, reasons[r.standing]))
 
 
 def _shrink(draft: Draft, surplus: int, leave: Market | None = None) -> None:
@@ -176,7 +179,7 @@ def _shrink(draft: Draft, surplus: int, leave: Market | None = None) -> None:
     index = {p.market: p.index for p in draft.places}
     sure = [r.view.uid for p in choice.sure_places(draft) for r in p.replicas if r.counts]
     dear = set(sure[draft.terms.base :])
-    candidates = [r for p in draft.places for r in p.replicas if r.counts]
+    candidates = [r for p in draft.places for r in _staying(p, draft.counts[p.market])]
     candidates.sort(
         key=lambda r: (
             r.view.ready,
@@ -201,6 +204,20 @@ def _shrink(draft: Draft, surplus: int, leave: Market | None = None) -> None:
         surplus -= 1
         draft.victims.add(replica.view.uid)
         _dismiss(draft, replica)
+
+
+def _staying(place_: Place, count: int) -> list[Replica]:
+    """Without those that go already: its Deployment is smaller than that, and its ReplicaSet is late."""
+    counted = [r for r in place_.replicas if r.counts]
+    counted.sort(
+        key=lambda r: (
+            r.view.node is not None,
+            r.view.ready,
+            r.view.doomed_until is None,
+            -r.view.created_at.timestamp(),
+        )
+    )
+    return counted[max(0, len(counted) - count) :]
 
 
 def _dismiss(draft: Draft, replica: Replica) -> None:
