@@ -68,6 +68,10 @@ class Draft:
     refused: int = 0
     """wanted replicas that a spot market has refused, and that have yet to be placed again"""
     too_dear: list[Place] = field(default_factory=list)
+    occupied: frozenset[str] = frozenset()
+    """zones in which a replica stands that goes because the tier does not name its market any more"""
+    dropped: dict[Market, int] = field(default_factory=dict)
+    """the counts of those markets; `places` has none of them"""
 
 
 def usable(places: Iterable[Place], *, burst: bool, base: int = 0) -> list[Place]:
@@ -126,7 +130,7 @@ def _fit(draft: Draft, places: Iterable[Place]) -> list[Place]:
         p
         for p in usable(places, burst=terms.burst, base=terms.base - sure_count(draft))
         if (terms.open_zones is None or p.market.zone in terms.open_zones)
-        and not (terms.exclusive and used[p.market.zone] > 0)
+        and not (terms.exclusive and (used[p.market.zone] > 0 or p.market.zone in draft.occupied))
     ]
 
 

@@ -118,6 +118,8 @@ class Place:
     """what the status says of this market"""
     closed: bool = False
     """its pool does not exist now: what runs there goes on, and may shrink, but nothing is added"""
+    dropped: bool = False
+    """the tier does not name it any more: what runs there goes once it is relieved elsewhere"""
 
     @property
     def open(self) -> bool:
@@ -180,9 +182,9 @@ class Place:
 @dataclass(frozen=True, slots=True)
 class Fleet:
     places: tuple[Place, ...]
-    """usable markets in order of preference"""
+    """usable markets in order of preference, then those that are closed or dropped"""
     obsolete: tuple[Json, ...] = ()
-    """Deployments of markets that the tier does not name any more"""
+    """Deployments of markets that the tier does not name any more, with nothing in them"""
     missing_pools: tuple[str, ...] = ()
     stray: tuple[Replica, ...] = field(default=())
     """replicas outside of the usable markets"""
@@ -232,6 +234,8 @@ def survey(observed: Observed) -> Fleet:
         for index, (market, pool) in enumerate(markets(observed))
     )
     places += _closed(observed, deployments, judged, known, first_index=len(places))
+    unnamed = _dropped(places, deployments, judged, known)
+    places += tuple(p for p in unnamed if p.spec_replicas or p.active)
     ours = {p.market for p in places}
     outside = {m: d for m, d in deployments.items() if m not in ours}
     missing = tuple(
@@ -284,6 +288,29 @@ def _closed(
             closed=True,
         )
         for number, market in enumerate(standing_there)
+    )
+
+
+def _dropped(
+    places: tuple[Place, ...],
+    deployments: Mapping[Market, Json],
+    judged: Mapping[Market, list[Replica]],
+    known: Mapping[Market, MarketStatus],
+) -> tuple[Place, ...]:
+    """What stands in markets that an edit of the tier, or of a pool's zones, took away."""
+    outside = sorted(deployments.keys() - {p.market for p in places})
+    return tuple(
+        Place(
+            market=market,
+            pool=PoolSpec(capacity_type="spot", zones=[market.zone]),
+            index=len(places) + number,
+            deployment=deployments[market],
+            replicas=tuple(judged.get(market, ())),
+            known=known.get(market),
+            closed=True,
+            dropped=True,
+        )
+        for number, market in enumerate(outside)
     )
 
 

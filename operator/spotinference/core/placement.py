@@ -49,22 +49,12 @@ class Placement:
 
 def place(fleet: Fleet, terms: Terms) -> Placement:
     """The new numbers. Pure arithmetic on what stands; empty of writes when all is well."""
-    draft = Draft(
-        terms=terms,
-        places=fleet.places,
-        counts={p.market: p.kept for p in fleet.places},
-        outlook=outlook.of(fleet, terms.now, terms.losses),
-    )
+    draft = _draft(fleet, terms)
     _mark_leaving(draft, fleet)
-    _mark_useless(draft)
-    draft.refused = sum(
-        not r.volume_elsewhere
-        for p in fleet.places
-        if p.pool.capacity_type == "spot"
-        for r in p.having(Standing.REFUSED)
-    )
+    _mark_useless(draft, fleet)
+    aim = terms.wanted - _retire(draft, fleet)
     moving = bridge.exchange(
-        fleet.places,
+        draft.places,
         draft.counts,
         wanted=terms.wanted,
         base=terms.base,
@@ -78,21 +68,22 @@ def place(fleet: Fleet, terms: Terms) -> Placement:
     stood = dict(draft.counts)
     _shrink(draft, sum(draft.counts.values()) - terms.wanted - extra, move.leave)
     moved = move.leave is not None and draft.counts[move.leave] < stood[move.leave]
-    unplaced = _grow(draft, terms.wanted - sum(draft.counts.values()))
-    _relieve(draft, terms.wanted + moving.room - sum(draft.counts.values()))
+    unplaced = _grow(draft, aim - sum(draft.counts.values()))
+    _relieve(draft, aim + moving.room - sum(draft.counts.values()))
     if move.launch is not None:
         draft.counts[move.launch.market] += 1
     more = spare.more is not None and moving.room == 0 and not move.under_way
     if spare.more is not None and more:
         _launch(draft, spare.more)
         draft.why[spare.more.market] = f"a spare on {choice.reason(draft, spare.more)}"
+    draft.counts |= draft.dropped
     for p in fleet.places:
         draft.counts[p.market] += p.held
     return Placement(
         counts=draft.counts,
         outlook=draft.outlook,
         dooms=tuple(draft.dooms),
-        pardons=_pardons(draft),
+        pardons=_pardons(draft, fleet),
         removals=_removals(draft, fleet),
         unplaced=unplaced,
         nowhere=not choice.usable(fleet.places, burst=terms.burst, base=terms.base),
@@ -102,6 +93,46 @@ def place(fleet: Fleet, terms: Terms) -> Placement:
         regret=None if moved else move.regret,
         spares=spare.kept + more,
     )
+
+
+def _draft(fleet: Fleet, terms: Terms) -> Draft:
+    """The markets that the tier names, as they stand."""
+    named = tuple(p for p in fleet.places if not p.dropped)
+    draft = Draft(
+        terms=terms,
+        places=named,
+        counts={p.market: p.kept for p in named},
+        outlook=outlook.of(fleet, terms.now, terms.losses),
+        occupied=frozenset(p.market.zone for p in fleet.places if p.dropped),
+    )
+    draft.refused = sum(
+        not r.volume_elsewhere
+        for p in named
+        if p.pool.capacity_type == "spot"
+        for r in p.having(Standing.REFUSED)
+    )
+    return draft
+
+
+def _retire(draft: Draft, fleet: Fleet) -> int:
+    """Let go what stands in markets that the tier names no more, each once one is ready elsewhere.
+
+    Answers how many of the wanted ones may not start yet, for want of room under the limit. Nothing
+    is waited for where the zone's only volume must be set free first.
+    """
+    terms = draft.terms
+    places = tuple(p for p in fleet.places if p.dropped)
+    going = Draft(terms, places, {p.market: p.kept for p in places}, draft.outlook)
+    blocked = {p.market.zone for p in draft.places} if terms.exclusive else set()
+    serving = sum(len(p.having(Standing.READY)) for p in places if p.market.zone not in blocked)
+    elsewhere = sum(len(p.having(Standing.READY)) for p in draft.places)
+    staying = min(serving, max(0, terms.wanted - elsewhere))
+    _shrink(going, sum(going.counts.values()) - staying)
+    draft.dooms += going.dooms
+    draft.timers += going.timers
+    draft.victims |= going.victims
+    draft.dropped = going.counts
+    return max(0, staying - max(terms.limit - terms.wanted, bridge.SURGE))
 
 
 def _spares(draft: Draft) -> Spares:
@@ -154,12 +185,12 @@ def _sooner(replica: Replica) -> bool:
     return node.notice.deadline <= marked - timedelta(seconds=1)
 
 
-def _mark_useless(draft: Draft) -> None:
+def _mark_useless(draft: Draft, fleet: Fleet) -> None:
     """Of several pods in one Deployment its ReplicaSet is to choose those that were given up, and
     those whose node vanished: they may be called ready for a while.
     """
     reasons = {Standing.FAILED: DoomReason.SCALE_DOWN, Standing.LOST: DoomReason.NODE_LOST}
-    for p in draft.places:
+    for p in fleet.places:
         for r in p.active:
             if len(p.active) > 1 and r.standing in reasons and r.view.doomed_until is None:
                 draft.dooms.append(_doom(r, draft.terms.now, reasons[r.standing]))
@@ -288,11 +319,11 @@ def _refused_by_market(draft: Draft) -> dict[Market, list[Replica]]:
     return {p.market: list(p.having(Standing.REFUSED)) for p in draft.places}
 
 
-def _pardons(draft: Draft) -> tuple[Pardon, ...]:
+def _pardons(draft: Draft, fleet: Fleet) -> tuple[Pardon, ...]:
     """Marks whose cause is gone: the node came back, or the load did."""
     return tuple(
         Pardon(pod=r.view.name, uid=r.view.uid)
-        for p in draft.places
+        for p in fleet.places
         for r in p.replicas
         if r.draining
         and r.view.uid not in draft.victims
@@ -303,7 +334,7 @@ def _pardons(draft: Draft) -> tuple[Pardon, ...]:
 def _removals(draft: Draft, fleet: Fleet) -> tuple[Replica, ...]:
     """Lost pods, and leaving or failed ones that hold a slot which their replacement needs."""
     removals = [r for r in fleet.every if r.standing is Standing.LOST]
-    for p in draft.places:
+    for p in fleet.places:
         leaving = [r for r in p.having(Standing.LEAVING, Standing.FAILED) if r.drains_until is None]
         staying = sum(r not in leaving for r in p.active if r not in removals)
         in_the_way = max(0, draft.counts[p.market] - staying)

@@ -137,7 +137,7 @@ def _limit(observed: Observed, fleet: Fleet) -> int:
     """maxReplicas, or fewer zones with exclusive volumes."""
     limit = observed.spec.scaling.max_replicas
     if observed.spec.cache.access_mode == "ReadWriteOnce":
-        limit = min(limit, len({p.market.zone for p in fleet.places}))
+        limit = min(limit, len({p.market.zone for p in fleet.places if not p.dropped}))
     return limit
 
 
