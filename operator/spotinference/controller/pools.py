@@ -7,10 +7,9 @@ from __future__ import annotations
 import asyncio
 
 import structlog
-from pydantic import ValidationError
 
 from spotinference import errors
-from spotinference.api import names
+from spotinference.api import names, parse
 from spotinference.api.kinds import NODE, POOL, Json
 from spotinference.api.pool import PoolSpec, PoolStatus
 from spotinference.controller.handlers import Router
@@ -59,8 +58,8 @@ class PoolStatuses:
 
     def _status(self, pool: Json) -> Json | None:
         try:
-            spec = PoolSpec.model_validate(pool.get("spec") or {})
-        except ValidationError:
+            spec = parse.stored_pool(pool)
+        except errors.SpecInvalid:
             return None
         name = pool["metadata"]["name"]
         nodes = sum(belongs(node, spec) for node in self._store.all(NODE).values())
