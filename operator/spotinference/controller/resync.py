@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 import structlog
 
 from spotinference import errors
-from spotinference.api.kinds import NODE, Kind
+from spotinference.api.kinds import NODE, POOL, Kind
 from spotinference.clients.kube import Kube
 from spotinference.controller.config import RESYNC_S
 from spotinference.controller.handlers import WATCHED, Router
@@ -79,5 +79,7 @@ class Resync:
             ref = tier_of(kind, body)
             if kind == NODE:
                 self.router.node_changed(body["metadata"]["name"])
+            elif kind == POOL:
+                self.router.add_all(self.router.tiers_naming(body["metadata"]["name"]))
             elif ref is not None:
                 self.router.queue.add(ref)
