@@ -307,10 +307,17 @@ def _calm_collector() -> None:
 def _room_for_descriptors(count: int) -> None:
     """So many descriptors, or as many as the process may have, without a pause later on.
 
+    Where a process begins with 1,024 of many more that it may have (systemd's default), 500 streams
+    took them all: nobody could connect, and engines that are not reached are ejected.
+
     Linux doubles a process's table when it is full, and where there are threads waits for all
     processors to have seen that: 12 to 16 ms at 256, 512, ... in which no token moved.
     """
-    count = min(count, resource.getrlimit(resource.RLIMIT_NOFILE)[0])
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft < count:
+        soft = min(count, hard)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    count = min(count, soft)
     first = os.open(os.devnull, os.O_RDONLY)
     try:
         os.close(fcntl.fcntl(first, fcntl.F_DUPFD, count - 1))
