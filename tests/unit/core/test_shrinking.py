@@ -58,3 +58,16 @@ def test_a_node_that_vanishes_takes_no_other_replica_of_its_market_along() -> No
     assert w.replicas == {"solo/zone-1": 2, "solo-2/zone-2": 1}
     w._replica_sets()
     assert all(w.pods[name].deleting_until is None for name in others)
+
+
+def test_a_busy_replica_drains_although_the_one_that_rolls_out_goes_first() -> None:
+    w = crowd(1)
+    busy = w.ready[0]
+    w.edit(engine={"image": "vllm/vllm-openai:v9"})
+    w.run(10)
+    assert len(w.pods) == 2
+    w.edit(replicas=0, paused=True)
+    w.step()
+    assert busy.doomed_until is not None
+    assert busy.deleting_until is None
+    assert w.replicas == {"solo/zone-1": 1}
