@@ -221,6 +221,7 @@ class VirtualCluster:
             updated = sum(p.template == template for p in mine)
             body["status"] = {
                 "observedGeneration": body["metadata"]["generation"],
+                "replicas": len(mine),
                 "updatedReplicas": updated,
                 "availableReplicas": ready,
             }

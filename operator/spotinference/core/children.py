@@ -24,7 +24,7 @@ from spotinference.api.kinds import (
 )
 from spotinference.core import manifests, weights
 from spotinference.core.diff import difference, quantity, stamped
-from spotinference.core.fleet import Fleet, Place, owned
+from spotinference.core.fleet import Fleet, Place, Standing, owned
 from spotinference.core.manifests import Subject
 from spotinference.core.observed import Market, Observed
 from spotinference.core.placement import Placement
@@ -231,15 +231,20 @@ def _by_hand(kind: Kind, desired: Json, path: str) -> str:
 
 
 def _rolls(place: Place) -> bool:
-    """A rollout is under way: not all of its pods are made from the newest template and ready."""
+    """A rollout is under way: old pods stand, or not all are made from the newest template and ready.
+
+    One that no node takes holds up no other market: the old one serves on, or none served there.
+    """
     live = place.deployment
     if live is None or place.spec_replicas == 0:
         return False
     status = live.get("status", {})
     if live["metadata"].get("generation", 0) > status.get("observedGeneration", 0):
         return True
-    done = status.get("updatedReplicas", 0) >= place.spec_replicas
-    return not done or status.get("availableReplicas", 0) < place.spec_replicas
+    updated = int(status.get("updatedReplicas", 0))
+    old = int(status.get("replicas", 0)) - updated
+    short = place.spec_replicas - min(updated, int(status.get("availableReplicas", 0)))
+    return max(old, short) > len(place.having(Standing.REFUSED))
 
 
 def _names(observed: Observed) -> list[tuple[Kind, str]]:

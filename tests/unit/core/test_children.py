@@ -152,6 +152,7 @@ def test_a_new_revision_rolls_one_market_at_a_time_and_the_new_is_ready_first() 
     for _ in range(200):
         w.step()
         assert len(w.ready) >= 2
+        assert sum(p.ready_at is None and not p.deleting_until for p in w.pods.values()) <= 1
     assert len({p.template for p in w.ready}) == 2  # one template per market
     templates = {
         body["metadata"]["annotations"]["spotinference.dev/spec-hash"]
@@ -159,6 +160,21 @@ def test_a_new_revision_rolls_one_market_at_a_time_and_the_new_is_ready_first() 
         if kind == "Deployment" and body["spec"]["replicas"]
     }
     assert {p.template for p in w.ready} == templates
+
+
+def test_a_new_revision_rolls_although_no_node_is_found_for_another_replica() -> None:
+    w = world(scaling={"minReplicas": 1, "maxReplicas": 2})
+    w.run(100)
+    here = w.ready[0]
+    w.capacity |= {Market(pool, zone): 0 for pool in w.pools for zone in ("zone-1", "zone-2")}
+    w.capacity[here.market] = 1
+    w.edit(scaling={"minReplicas": 2, "maxReplicas": 2})
+    w.run(600)
+    w.capacity[here.market] = 2
+    w.edit(engine={"maxModelLen": 1024})
+    w.run(200)
+    assert {p.market for p in w.ready} == {here.market}
+    assert here.template not in {p.template for p in w.ready}
 
 
 def test_a_new_revision_that_crashes_leaves_the_old_one_serving() -> None:
