@@ -123,7 +123,7 @@ def _retire(draft: Draft, fleet: Fleet) -> int:
     terms = draft.terms
     places = tuple(p for p in fleet.places if p.dropped)
     going = Draft(terms, places, {p.market: p.kept for p in places}, draft.outlook)
-    blocked = {p.market.zone for p in draft.places} if terms.exclusive else set()
+    blocked = {p.market.zone for p in draft.places if p.open} if terms.exclusive else set()
     serving = sum(len(p.having(Standing.READY)) for p in places if p.market.zone not in blocked)
     elsewhere = sum(len(p.having(Standing.READY)) for p in draft.places)
     staying = min(serving, max(0, terms.wanted - elsewhere))

@@ -134,10 +134,10 @@ def _count(observed: Observed, fleet: Fleet, load: Load, verdict: Verdict) -> Co
 
 
 def _limit(observed: Observed, fleet: Fleet) -> int:
-    """maxReplicas, or fewer zones with exclusive volumes."""
+    """maxReplicas, or fewer zones with exclusive volumes; one where none is left: what stands goes on."""
     limit = observed.spec.scaling.max_replicas
     if observed.spec.cache.access_mode == "ReadWriteOnce":
-        limit = min(limit, len({p.market.zone for p in fleet.places if not p.dropped}))
+        limit = min(limit, max(1, len({p.market.zone for p in fleet.places if not p.dropped})))
     return limit
 
 

@@ -93,3 +93,26 @@ def test_with_a_volume_for_one_node_the_old_replica_makes_room_first() -> None:
         assert w.total <= 1
     assert w.replicas == {"new/zone-1": 1}
     assert w.status.phase == "Ready"
+
+
+def test_with_a_volume_for_one_node_the_old_replica_serves_while_no_pool_is_left() -> None:
+    w = in_old_pool(cache={"accessMode": "ReadWriteOnce"})
+    w.edit(placement={"pools": ["misspelt"]})
+    for _ in range(300):
+        w.step()
+        assert w.condition("Ready") == ("True", "Serving")
+        assert w.ready[0].doomed_until is None
+    assert w.condition("Degraded") == ("True", "PoolNotFound")
+    w.settle()
+
+
+def test_with_a_volume_for_one_node_no_room_is_made_where_nothing_may_start() -> None:
+    w = in_old_pool(cache={"accessMode": "ReadWriteOnce"})
+    w.pools["new"] = pool(("zone-1",), cordoned=True)
+    w.edit(placement={"pools": ["new"]})
+    w.run(300)
+    assert w.replicas == {"old/zone-1": 1}
+    assert w.ready[0].doomed_until is None
+    w.pools["new"] = pool(("zone-1",))
+    w.run(300)
+    assert w.replicas == {"new/zone-1": 1}
