@@ -141,7 +141,8 @@ async def test_a_limit_beyond_the_context_window_blocks_nothing_else() -> None:
             assert use(b).reserved < 10_000
             await b.replica()
             assert (await ask(session, max_tokens=1))[0] == 200
-            await waiting
+            async with await waiting as refused:
+                assert (await refused.json())["error"]["param"] == "max_tokens"
 
 
 @pytest.mark.fault(67)

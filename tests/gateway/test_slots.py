@@ -83,3 +83,19 @@ async def test_a_key_that_does_not_wait_does_not_do_so_behind_others_either() ->
                 for task in waiting:
                     task.cancel()
                 await asyncio.gather(*waiting, return_exceptions=True)
+
+
+async def test_a_cut_answer_that_waits_for_a_slot_gives_signs_of_life_that_are_parsed_too() -> None:
+    async with bench(heartbeat_s=0.05, busy_wait_s=0.1, empty_chunk_s=0.4) as b:
+        await b.tier("demo")
+        lost = await b.replica(tokens_per_s=100)
+        async with b.http() as http:
+            arrived: list[bytes] = []
+            cut = asyncio.create_task(stream(http, CHAT, chat(), arrived=arrived))
+            await eventually(lambda: len(arrived) > 4, 5)
+            full = await b.replica()
+            full.sim.faults.plan = Fault(mode="status", status=503)
+            await b.lose_node(lost)
+            await eventually(lambda: b"".join(arrived).count(b'"choices":[]') > 1, 5)
+            full.sim.faults.plan = Fault()
+            assert (await cut).done == 1

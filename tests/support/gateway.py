@@ -10,7 +10,6 @@ The reflector is the real one; only the API server below it is ours.
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import itertools
 import json
@@ -229,9 +228,7 @@ async def bench(*, tokens_per_s: float = 0.0, **settings: Any) -> AsyncIterator[
         engines: dict[str, Engine] = {}
         try:
             async with running(chosen, kube) as gateway:
-                async with asyncio.timeout(5):
-                    while gateway.server._ready() is not None:  # noqa: ASYNC110
-                        await asyncio.sleep(0.001)
+                await eventually(lambda: gateway.server._ready() is None, 5, "all was listed")
                 yield Bench(kube, chosen, gateway, keys_file, engines, tokens_per_s)
         finally:
             for engine in engines.values():

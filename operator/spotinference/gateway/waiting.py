@@ -69,6 +69,7 @@ class Waiting:
     __slots__ = (
         "_context",
         "_empty",
+        "_empty_at",
         "_expected_s",
         "_key",
         "_reply",
@@ -96,6 +97,8 @@ class Waiting:
         self._reply = reply
         self._ticket = ticket
         self._empty = empty
+        self._empty_at: float | None = None
+        """monotonic; the next such event is due, however often it was parked since the last"""
         self._stream = stream
         self.tier = tier
         """as last seen in the catalogue"""
@@ -131,6 +134,7 @@ class Waiting:
     def answers(self) -> None:
         """The first bytes of the answer are about to go out."""
         self._ticket.answered = True
+        self._empty_at = None
 
     def deadline(self) -> float:
         since = self.since if self.since is not None else time.monotonic()
@@ -245,16 +249,17 @@ class Waiting:
             if end.done() or time.monotonic() >= deadline:
                 return
             await self._reply.begin({"x-spotinference-eta": str(self._eta())})
-        # Of an answer that was cut the last chunk may be as old as its replica's silence.
-        first_s = settings.empty_chunk_s / 2 if self._ticket.answered else settings.empty_chunk_s
-        empty_at = time.monotonic() + first_s
+        if self._empty_at is None:
+            # Of an answer that was cut the last chunk may be as old as its replica's silence.
+            share = 0.5 if self._ticket.answered else 1.0
+            self._empty_at = time.monotonic() + share * settings.empty_chunk_s
         while not end.done() and time.monotonic() < deadline:
             await self._reply.write(chunks.comment(self._news()))
             now = time.monotonic()
-            if now >= empty_at:
-                empty_at = now + settings.empty_chunk_s
+            if now >= self._empty_at:
+                self._empty_at = now + settings.empty_chunk_s
                 await self._reply.write(self._empty())
-            await bell.until(min(deadline, empty_at, now + pause_s(settings.heartbeat_s)))
+            await bell.until(min(deadline, self._empty_at, now + pause_s(settings.heartbeat_s)))
 
     def _news(self) -> str:
         if self._paused:
