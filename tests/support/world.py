@@ -170,7 +170,12 @@ class World(VirtualCluster):
             deleting=False,
             spec=self.spec,
             status=self.status,
-            pools={n: p for n, p in self.pools.items() if n in self.spec.placement.pools},
+            pools={
+                n: p
+                for n, p in self.pools.items()
+                if n in self.spec.placement.pools
+                or any(x.market.pool == n for x in self.pods.values())
+            },
             replicas=tuple(self._view(p) for p in self.pods.values()),
             caches=tuple(self._caches()),
             demands=demands,

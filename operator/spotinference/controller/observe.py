@@ -5,7 +5,7 @@ store, the newest samples, our own observations of Leases. No request, so a deci
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from datetime import datetime
 
@@ -81,9 +81,9 @@ class Observer:
             return None
         meta = body["metadata"]
         spec = self._spec(body)
-        pools = self._pools(spec)
         demands, ends_s = self.demand.fresh(ref)
         pods = self.store.of_tier(POD, ref)
+        pools = self._pools(spec, pods)
         observed = Observed(
             now=self.clock.now(),
             ref=ref,
@@ -117,9 +117,12 @@ class Observer:
         self._specs[meta["uid"]] = (generation, spec)
         return spec
 
-    def _pools(self, spec: TierSpec) -> dict[str, PoolSpec]:
+    def _pools(self, spec: TierSpec, pods: Iterable[Json]) -> dict[str, PoolSpec]:
+        """Those that the tier names, and those that it named when its pods were made."""
         found = {}
-        for name in spec.placement.pools:
+        labels = (pod["metadata"].get("labels") or {} for pod in pods)
+        there = {str(of[names.LABEL_POOL]) for of in labels if names.LABEL_POOL in of}
+        for name in dict.fromkeys([*spec.placement.pools, *sorted(there)]):
             body = self.store.get(POOL, name)
             if body is None or body["metadata"].get("deletionTimestamp"):
                 continue

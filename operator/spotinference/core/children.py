@@ -263,6 +263,7 @@ def _names(observed: Observed) -> list[tuple[Kind, str]]:
     engines = [
         (DEPLOYMENT, names.engine_deployment(tier, pool, zone))
         for pool, body in sorted(observed.pools.items())
+        if pool in observed.spec.placement.pools
         for zone in body.zones
     ]
     return fixed + claims + jobs + engines

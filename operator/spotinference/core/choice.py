@@ -72,6 +72,8 @@ class Draft:
     """zones in which a replica stands that goes because the tier does not name its market any more"""
     dropped: dict[Market, int] = field(default_factory=dict)
     """the counts of those markets; `places` has none of them"""
+    dropped_cost: int = 0
+    """micro-USD per hour of what stands there, as far as its price is known"""
 
 
 def usable(places: Iterable[Place], *, burst: bool, base: int = 0) -> list[Place]:
@@ -107,6 +109,7 @@ def takes_launches(draft: Draft, place_: Place) -> bool:
 def able(draft: Draft, places: Iterable[Place]) -> list[Place]:
     """Those that could take one more, whether or not they were refused."""
     most = draft.terms.max_hourly_cost
+    most = None if most is None else most - draft.dropped_cost
     return [
         p for p in _fit(draft, places) if spending.affordable(p, draft.counts, draft.places, most)
     ]

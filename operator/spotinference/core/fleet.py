@@ -234,7 +234,7 @@ def survey(observed: Observed) -> Fleet:
         for index, (market, pool) in enumerate(markets(observed))
     )
     places += _closed(observed, deployments, judged, known, first_index=len(places))
-    unnamed = _dropped(places, deployments, judged, known)
+    unnamed = _dropped(observed, places, deployments, judged, known)
     places += tuple(p for p in unnamed if p.spec_replicas or p.active)
     ours = {p.market for p in places}
     outside = {m: d for m, d in deployments.items() if m not in ours}
@@ -292,6 +292,7 @@ def _closed(
 
 
 def _dropped(
+    observed: Observed,
     places: tuple[Place, ...],
     deployments: Mapping[Market, Json],
     judged: Mapping[Market, list[Replica]],
@@ -302,7 +303,7 @@ def _dropped(
     return tuple(
         Place(
             market=market,
-            pool=PoolSpec(capacity_type="spot", zones=[market.zone]),
+            pool=_unnamed(observed, market),
             index=len(places) + number,
             deployment=deployments[market],
             replicas=tuple(judged.get(market, ())),
@@ -312,6 +313,14 @@ def _dropped(
         )
         for number, market in enumerate(outside)
     )
+
+
+def _unnamed(observed: Observed, market: Market) -> PoolSpec:
+    """The pool of a market that the tier does not name; its price counts for as long as it is there."""
+    known = observed.pools.get(market.pool)
+    if known is None:
+        return PoolSpec(capacity_type="spot", zones=[market.zone])
+    return known.model_copy(update={"cordoned": False})
 
 
 def markets(observed: Observed) -> list[tuple[Market, PoolSpec]]:

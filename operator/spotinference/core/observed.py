@@ -218,7 +218,7 @@ class Observed:
     spec: TierSpec
     status: TierStatus
     pools: Mapping[str, PoolSpec]
-    """the pools that exist among those the tier names"""
+    """the pools that exist among those the tier names, or in which something of it stands"""
     replicas: tuple[ReplicaView, ...]
     caches: tuple[CacheView, ...]
     demands: tuple[Demand, ...]

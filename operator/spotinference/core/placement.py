@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
-from spotinference.core import bridge, choice, moves, outlook, spares
+from spotinference.core import bridge, choice, moves, outlook, spares, spending
 from spotinference.core.choice import Draft, Terms
 from spotinference.core.fleet import STALE_HOLD_S, Fleet, Place, Replica, Standing
 from spotinference.core.observed import Market
@@ -132,6 +132,7 @@ def _retire(draft: Draft, fleet: Fleet) -> int:
     draft.timers += going.timers
     draft.victims |= going.victims
     draft.dropped = going.counts
+    draft.dropped_cost = spending.hourly(going.counts, places)
     return max(0, staying - max(terms.limit - terms.wanted, bridge.SURGE))
 
 

@@ -21,12 +21,16 @@ def affordable(
     price = place.pool.price
     if price is None:
         return False
-    stands = sum(
+    return hourly(counts, places) + price.micro_usd_per_hour <= most
+
+
+def hourly(counts: Mapping[Market, int], places: Iterable[Place]) -> int:
+    """What `counts` cost per hour, as far as prices are known."""
+    return sum(
         counts[p.market] * p.pool.price.micro_usd_per_hour
         for p in places
         if p.pool.price is not None
     )
-    return stands + price.micro_usd_per_hour <= most
 
 
 def dollars(micro_usd: int) -> str:

@@ -205,6 +205,14 @@ def test_defaults_of_a_newer_crd_make_neither_tier_nor_pool_unreadable() -> None
     assert (observed(it).spec, observed(it).pools) == (before.spec, before.pools)
 
 
+def test_a_pool_that_is_named_no_more_is_read_while_something_stands_there() -> None:
+    it = shell()
+    it.have(TIER, tier(placement={"pools": ["absent"]}))
+    assert not observed(it).pools
+    it.have(POD, engine_pod())
+    assert list(observed(it).pools) == ["spot"]
+
+
 def test_a_pool_that_is_not_there_is_left_out() -> None:
     it = shell()
     it.have(TIER, tier(placement={"pools": ["spot", "absent"]}))

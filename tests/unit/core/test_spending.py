@@ -55,6 +55,23 @@ def test_as_many_replicas_as_the_limit_pays_for_and_the_condition_says_why_not_m
     assert any("MaxHourlyCost" in event for event in w.events)
 
 
+def test_what_stands_in_a_market_that_the_tier_names_no_more_counts_until_it_is_gone() -> None:
+    w = limited(3 * MILLION)
+    w.pools["old"] = priced(2 * MILLION, pool())
+    w.edit(placement={"pools": ["old"], "maxHourlyCost": 3 * MILLION}, replicas=1)
+    w.settle()
+    assert sum(w.replicas.values()) == 1
+    w.edit(placement={"pools": ["steady"], "maxHourlyCost": 3 * MILLION})
+    w.run(600)
+    assert set(w.replicas) <= {"old/zone-1", "old/zone-2"}, "both would cost $5"
+    assert len(w.ready) == 1
+    assert "maxHourlyCost" in w.message("Progressing")
+    w.settle()
+    w.edit(placement={"pools": ["spot-a"], "maxHourlyCost": 3 * MILLION})
+    w.run(300)
+    assert {m.split("/")[0] for m in w.replicas} == {"spot-a"}
+
+
 def test_what_costs_exactly_the_limit_is_launched() -> None:
     w = limited(2 * MILLION)
     w.edit(replicas=2)
