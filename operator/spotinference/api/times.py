@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime
+from functools import lru_cache
 
 
 def to_text(at: datetime) -> str:
     """RFC 3339 with whole seconds, as Kubernetes writes metav1.Time."""
-    return at.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+    return at.astimezone(UTC).replace(tzinfo=None).isoformat(timespec="seconds") + "Z"
 
 
 def to_micro_text(at: datetime) -> str:
@@ -15,6 +16,7 @@ def to_micro_text(at: datetime) -> str:
     return at.astimezone(UTC).replace(tzinfo=None).isoformat(timespec="microseconds") + "Z"
 
 
+@lru_cache(maxsize=4096)
 def parse(text: str) -> datetime:
     """An aware UTC datetime; ValueError when the text is not RFC 3339, or no time of our calendar."""
     try:

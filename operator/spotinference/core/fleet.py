@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from enum import StrEnum
+from functools import cached_property
 
 from spotinference.api import durations, names
 from spotinference.api.kinds import DEPLOYMENT, Json
@@ -104,7 +105,7 @@ class Replica:
         return self.view.doomed_until is not None and self.counts
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Place:
     """One market of the tier, with what stands there."""
 
@@ -126,43 +127,45 @@ class Place:
         """Whether a replica may be added."""
         return not self.closed and not self.pool.cordoned
 
-    @property
+    @cached_property
     def spec_replicas(self) -> int:
         if self.deployment is None:
             return 0
         return int(self.deployment.get("spec", {}).get("replicas", 1))
 
-    @property
+    @cached_property
     def active(self) -> tuple[Replica, ...]:
         """What the ReplicaSet counts: a pod that is being deleted, or has ended, is replaced."""
         return tuple(r for r in self.replicas if not r.view.deleting and not r.view.ended)
 
     def having(self, *standings: Standing) -> tuple[Replica, ...]:
+        if not self.replicas:
+            return ()
         return tuple(r for r in self.replicas if r.standing in standings)
 
-    @property
+    @cached_property
     def on_nodes(self) -> int:
         """Replicas that are paid for: what waits for a node costs nothing yet."""
         return sum(r.counts and r.view.node is not None for r in self.replicas)
 
-    @property
+    @cached_property
     def missing(self) -> int:
         """Pods that the Deployment has yet to create."""
         return max(0, self.spec_replicas - len(self.active))
 
-    @property
+    @cached_property
     def silent(self) -> int:
         """Slots of silent replicas: kept while their node may come back."""
         return min(self.spec_replicas, len(self.having(Standing.SILENT)))
 
-    @property
+    @cached_property
     def held(self) -> int:
         """Slots that fill none of the wanted places: silent replicas, and doomed ones with work."""
         kept = self.having(Standing.SILENT, Standing.LEAVING)
         held = sum(r.standing is Standing.SILENT or r.drains_until is not None for r in kept)
         return min(self.spec_replicas, held)
 
-    @property
+    @cached_property
     def kept(self) -> int:
         """Places that are filled, or being filled, without doing anything.
 
@@ -179,7 +182,7 @@ class Place:
         return refusal_after_s(self.pool)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Fleet:
     places: tuple[Place, ...]
     """usable markets in order of preference, then those that are closed or dropped"""
@@ -189,19 +192,19 @@ class Fleet:
     stray: tuple[Replica, ...] = field(default=())
     """replicas outside of the usable markets"""
 
-    @property
+    @cached_property
     def replicas(self) -> tuple[Replica, ...]:
         return tuple(r for p in self.places for r in p.replicas)
 
-    @property
+    @cached_property
     def every(self) -> tuple[Replica, ...]:
         return (*self.replicas, *self.stray)
 
-    @property
+    @cached_property
     def ready(self) -> tuple[Replica, ...]:
         return tuple(r for r in self.replicas if r.standing is Standing.READY)
 
-    @property
+    @cached_property
     def kept(self) -> int:
         return sum(p.kept for p in self.places)
 

@@ -10,6 +10,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import datetime
+from functools import lru_cache
+from operator import sub
 
 from spotinference.api import times
 from spotinference.api.tier_status import LearnedStatus
@@ -39,11 +41,11 @@ MAX_MILLI = 10**12
 
 def worth_writing(before: LearnedStatus | None, memory: Memory, now: datetime) -> bool:
     """Something is known that the status does not say, and the last write is long enough ago."""
-    after = to_status(memory, now)
     if before is None:
         return memory.capacity.known
     if 0 <= (now - times.parse(before.at)).total_seconds() < EVERY_S:
         return False
+    after = to_status(memory, now)
     return (
         _moved([before.requests_per_replica_milli], [after.requests_per_replica_milli])
         or _moved([before.tokens_per_replica_milli], [after.tokens_per_replica_milli])
@@ -64,7 +66,7 @@ def to_status(memory: Memory, now: datetime) -> LearnedStatus:
         tokens_per_replica_milli=_milli(memory.capacity.tokens_per_s) if known else 0,
         full_in_flight=_in_flight(memory.evidence),
         idle_milli=_idle(memory.idle_times),
-        day_milli=[UNKNOWN if v is None else _milli(v) for v in forecaster.pattern],
+        day_milli=list(_day(forecaster.pattern)),
         margins_percent=[round(100 * skill.margin) for skill in forecaster.skills],
         losses_milli=[UNKNOWN if s.loss is None else _milli(s.loss) for s in forecaster.skills],
     )
@@ -103,6 +105,12 @@ def from_status(status: LearnedStatus | None, idle_since: str | None = None) -> 
     )
 
 
+@lru_cache(maxsize=1024)
+def _day(pattern: tuple[float | None, ...]) -> tuple[int, ...]:
+    """Remembered: a slot changes once in a quarter of an hour, and this is asked for at each look."""
+    return tuple(UNKNOWN if v is None else _milli(v) for v in pattern)
+
+
 def _in_flight(evidence: Evidence) -> int:
     found = slo.limit(evidence)
     if found.hopeless:
@@ -134,10 +142,11 @@ def _milli(value: float) -> int:
 
 def _moved(before: Sequence[int], after: Sequence[int]) -> bool:
     """By more than a tenth of the greatest, of either kind of knowledge gained or lost."""
+    if before == after:
+        return False
     if len(before) != len(after):
         return True
-    scale = max([FEW, *(abs(v) for v in before)])
-    return any(
-        (b < 0) != (a < 0) or abs(a - b) > max(FEW, TENTH * scale)
-        for b, a in zip(before, after, strict=True)
-    )
+    scale = max(map(abs, before), default=0)
+    if max(map(abs, map(sub, after, before)), default=0) > max(FEW, TENTH * scale):
+        return True
+    return [v < 0 for v in before] != [v < 0 for v in after]

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from functools import lru_cache
 
 from spotinference.api import times
 from spotinference.api.tier_status import LossesStatus, MarketStatus
@@ -207,5 +208,6 @@ def _seconds(text: str | None, latest_s: float) -> float | None:
     return None if text is None else min(times.parse(text).timestamp(), latest_s)
 
 
+@lru_cache(maxsize=4096)
 def _text(seconds: float) -> str:
     return times.to_text(datetime.fromtimestamp(seconds, UTC))

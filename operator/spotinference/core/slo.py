@@ -100,7 +100,7 @@ def observe(
     """After one more reading of the replicas; another objective than before starts anew."""
     state = state if state.objective in {None, objective} else Evidence()
     keep = 0.5 ** (passed_s / HALF_LIFE_S)
-    levels = [kept if kept == NOTHING else _added(kept, keep, None) for kept in state.levels]
+    levels = [kept if kept is NOTHING else _added(kept, keep, None) for kept in state.levels]
     for pace in paces:
         if pace.in_flight > 0 and pace.up_s > 0:
             place = level(pace.in_flight)
@@ -111,7 +111,7 @@ def observe(
 def limit(state: Evidence) -> Limit:
     """What the evidence says."""
     share = None if state.objective is None else state.objective.share
-    verdicts = [_verdict(kept, share) for kept in state.levels]
+    verdicts = [None if kept is NOTHING else _verdict(kept, share) for kept in state.levels]
     best = max((i for i, good in enumerate(verdicts) if good is True), default=-1)
     most_kept = 0.0 if best < 0 else size(best)
     broken = next((i for i in range(best + 1, LEVELS) if verdicts[i] is False), None)

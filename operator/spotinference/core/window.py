@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Sequence
+from functools import lru_cache
 
 from spotinference.api.tier_status import EngineStatus
 from spotinference.core import engine_args
@@ -22,6 +23,11 @@ def arguments_hash(args: Sequence[str]) -> str:
 
     Their image is left out: a registry mirror may have written another one into the pod.
     """
+    return _arguments_hash(tuple(args))
+
+
+@lru_cache(maxsize=4096)
+def _arguments_hash(args: tuple[str, ...]) -> str:
     model = args[0] if args and not args[0].startswith("--") else ""
     return _digest([model, *(words for name, words in flags(args) if name not in _NO_MATTER)])
 
