@@ -286,6 +286,15 @@ def test_a_torn_last_line_is_cut_off_and_the_rest_kept(tmp_path: Path) -> None:
     second.close()
 
 
+def test_a_spool_that_is_closed_takes_nothing_over_and_loses_nothing(tmp_path: Path) -> None:
+    dead, closed = Spool(tmp_path, "a", 1 << 20), Spool(tmp_path, "b", 1 << 20)
+    dead.append(b'{"n":1}\n')
+    die(dead)
+    closed.close()
+    assert closed.adopt() == 0  # its process ends, but its shipping is not stopped yet
+    assert [r["n"] for r in written(tmp_path)] == [1]
+
+
 def test_a_full_spool_keeps_what_it_has(tmp_path: Path) -> None:
     full = Spool(tmp_path, "a", 20)
     full.append(b'{"n":1}\n')

@@ -55,8 +55,13 @@ class Spool:
         self._taken = self.size()
 
     def adopt(self) -> int:
-        """Takes over the segments of processes that are no more; returns how many."""
+        """Takes over the segments of processes that are no more; returns how many.
+
+        Nothing once it is closed: its folder is gone, or another's to take.
+        """
         taken = 0
+        if self._lock is None:
+            return taken
         for folder in sorted(self._root.iterdir()):
             if folder == self.folder or folder.name.startswith(".") or not folder.is_dir():
                 continue
@@ -72,10 +77,10 @@ class Spool:
 
     def _take_over(self, folder: Path) -> int:
         """The segments of a folder that is locked; how many. Of several that come for one folder
-        the later ones find it empty, or half gone.
+        the later ones find it empty, or half gone: the rest is the first one's, too.
         """
         taken = 0
-        with contextlib.suppress(FileNotFoundError):
+        try:
             for path in _segments(folder):
                 repair(path)
                 if path.stat().st_size:
@@ -83,6 +88,8 @@ class Spool:
                     name = path.stem.partition("-")[2]
                     path.rename(self.folder / f"{self._number:010d}-{name}{CLOSED}")
                     taken += 1
+        except FileNotFoundError:
+            return taken
         shutil.rmtree(folder, ignore_errors=True)
         return taken
 
@@ -130,11 +137,12 @@ class Spool:
         return sum(_size(path) for path in _segments(self.folder))
 
     def close(self) -> None:
+        lock, self._lock = self._lock, None
         self.roll()
         if not _segments(self.folder):
             shutil.rmtree(self.folder, ignore_errors=True)
-        if self._lock is not None:
-            self._lock.close()
+        if lock is not None:
+            lock.close()
 
 
 def repair(path: Path) -> int:
