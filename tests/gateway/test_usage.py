@@ -18,13 +18,16 @@ import pytest
 from aiohttp import web
 from typer.testing import CliRunner
 
+from spotinference.api.kinds import Json
 from spotinference.cli.app import app
 from spotinference.devcluster.simengine.faults import Fault
+from spotinference.gateway import app as gateway
 from spotinference.gateway import spool, usage
 from spotinference.gateway.spool import CLOSED, OPEN, Spool, SpoolFull
 from tests.gateway.test_responses import PATH as RESPONSES
 from tests.gateway.test_responses import ask as response_to
 from tests.support.eventually import eventually
+from tests.support.fake_kube import FakeKube
 from tests.support.gateway import CHAT, COMPLETION, KEY, Bench, bench, chat, completion, stream
 
 
@@ -462,6 +465,23 @@ async def test_a_receiver_that_hangs_holds_no_gateway_that_ends(
                     await session.post(CHAT, json=chat(stream=False))
                 await eventually(lambda: ledger.seen, 5)
         assert len(written(tmp_path)) == 1
+
+
+async def test_an_api_server_that_hangs_keeps_no_last_record_from_being_sent(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gateway, "LAST_EXCHANGE_S", 0.2)
+    monkeypatch.setattr(FakeKube, "get", lambda *_: asyncio.sleep(600))
+    async with receiver() as ledger:
+        rarely: Json = QUICK | {"usage_ship_s": 30, "namespace": "ours"}
+        async with asyncio.timeout(60):
+            async with bench(usage_spool=tmp_path, usage_url=ledger.url, **rarely) as b:
+                await b.tier("demo")
+                await b.replica()
+                async with b.http() as session:
+                    await session.post(CHAT, json=chat(stream=False))
+                b.gateway.context.limits._budgets.add("key-0", 1)
+        assert len(ledger.records) == 1
 
 
 # --- reading -------------------------------------------------------------------------------------

@@ -59,6 +59,8 @@ ENGINE_SELECTOR = (
 WARM_S = 8.0
 """A pooled connection to the API server lives 15 s idle; demand must not wait for a handshake."""
 BACKLOG = 1024
+LAST_EXCHANGE_S = 3.0
+"""For the last tokens of months: an API server that hangs leaves no time for the usage records."""
 GC_THRESHOLDS = (5_000, 50, 50)
 """Python's own are (700, 10, 10): made for programs with few live objects. The youngest 5,000 take
 a millisecond, in which no token moves; 20,000 took four."""
@@ -138,9 +140,14 @@ class _Parts:
         self.context.parking.close()
         await self.context.replays.close()
         await self.context.forward.close()
-        await self.demand.close()
-        await self.budgets.exchange()
-        await self.context.usage.close()
+        await asyncio.gather(
+            self.demand.close(), self._count_the_last(), self.context.usage.close()
+        )
+
+    async def _count_the_last(self) -> None:
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(LAST_EXCHANGE_S):
+                await self.budgets.exchange()
 
 
 def _assembled(
