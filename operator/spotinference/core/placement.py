@@ -124,7 +124,8 @@ def _retire(draft: Draft, fleet: Fleet) -> int:
     places = tuple(p for p in fleet.places if p.dropped)
     going = Draft(terms, places, {p.market: p.kept for p in places}, draft.outlook)
     blocked = {p.market.zone for p in draft.places if p.open} if terms.exclusive else set()
-    serving = sum(len(p.having(Standing.READY)) for p in places if p.market.zone not in blocked)
+    served = [r for p in places if p.market.zone not in blocked for r in p.replicas if r.counts]
+    serving = sum(r.view.ready or r.view.loaded for r in served)  # or misses a probe
     elsewhere = sum(len(p.having(Standing.READY)) for p in draft.places)
     staying = min(serving, max(0, terms.wanted - elsewhere))
     _shrink(going, sum(going.counts.values()) - staying)

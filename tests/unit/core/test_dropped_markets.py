@@ -116,3 +116,20 @@ def test_with_a_volume_for_one_node_no_room_is_made_where_nothing_may_start() ->
     w.pools["new"] = pool(("zone-1",))
     w.run(300)
     assert w.replicas == {"new/zone-1": 1}
+
+
+def test_an_idle_replica_that_misses_a_probe_stays_until_it_is_relieved_too() -> None:
+    w = in_old_pool()
+    w.streams = 0
+    w.run(10)
+    old = w.ready[0]
+    w.edit(placement={"pools": ["new"]})
+    w.step()
+    old.ready_at, old.misses_probes, old.unready_since = None, True, w.now
+    w.run(5)
+    assert w.replicas == {"new/zone-1": 1, "old/zone-1": 1}
+    old.misses_probes = False
+    w.run(2)
+    assert w.ready == [old]
+    w.run(120)
+    assert w.replicas == {"new/zone-1": 1}
