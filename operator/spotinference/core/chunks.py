@@ -245,16 +245,21 @@ def usage(prompt_tokens: int, completion_tokens: int) -> Json:
 
 def shifted_usage(before: Json, tokens: int) -> Json:
     """Usage of a continuation as usage of the whole: `tokens` of its prompt were generated."""
-    prompt_tokens = before.get("prompt_tokens", 0) - tokens
+    prompt_tokens = max(0, _count(before.get("prompt_tokens")) - tokens)
     after = before | {
         "prompt_tokens": prompt_tokens,
-        "completion_tokens": (before.get("completion_tokens") or 0) + tokens,
+        "completion_tokens": _count(before.get("completion_tokens")) + tokens,
     }
     details = before.get("prompt_tokens_details")
-    if isinstance(details, dict) and (details.get("cached_tokens") or 0) > prompt_tokens:
+    if isinstance(details, dict) and _count(details.get("cached_tokens")) > prompt_tokens:
         # The rest was of the answer.
         after["prompt_tokens_details"] = details | {"cached_tokens": prompt_tokens}
     return after
+
+
+def _count(told: object) -> int:
+    """An engine may tell anything."""
+    return told if isinstance(told, int) else 0
 
 
 def empty_chunk(endpoint: Endpoint, who: Identity) -> bytes:

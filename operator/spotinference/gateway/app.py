@@ -322,8 +322,11 @@ def _room_for_descriptors(count: int) -> None:
     """
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft < count:
-        soft = min(count, hard)
-        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        with contextlib.suppress(
+            OSError, ValueError
+        ):  # the system's own limit may be lower than ours
+            resource.setrlimit(resource.RLIMIT_NOFILE, (min(count, hard), hard))
+            soft = min(count, hard)
     count = min(count, soft)
     first = os.open(os.devnull, os.O_RDONLY)
     try:

@@ -97,3 +97,13 @@ def test_the_cached_tokens_of_a_continuation_are_no_more_than_the_whole_answers_
     assert (shifted["prompt_tokens"], shifted["completion_tokens"]) == (10, 110)
     assert shifted["prompt_tokens_details"] == {"cached_tokens": 10}
     assert chunks.shifted_usage(usage, 0) == usage
+
+
+def test_nonsense_for_usage_does_not_break_a_continuation() -> None:
+    told = {
+        "prompt_tokens": "many",
+        "completion_tokens": [],
+        "prompt_tokens_details": {"cached_tokens": {}},
+    }
+    shifted = chunks.shifted_usage(told, 5)
+    assert (shifted["prompt_tokens"], shifted["completion_tokens"]) == (0, 5)
