@@ -99,3 +99,5 @@ async def test_a_cut_answer_that_waits_for_a_slot_gives_signs_of_life_that_are_p
             await eventually(lambda: b"".join(arrived).count(b'"choices":[]') > 1, 5)
             full.sim.faults.plan = Fault()
             assert (await cut).done == 1
+            one_wait = 'spotinference_gateway_parked_seconds_count{tier="demo"} 1.0'
+            assert one_wait in b.gateway.context.metrics.render().decode()

@@ -72,6 +72,7 @@ class Waiting:
         "_empty_at",
         "_expected_s",
         "_key",
+        "_noted_s",
         "_reply",
         "_stream",
         "_ticket",
@@ -106,6 +107,8 @@ class Waiting:
         """monotonic; None while the answer flows"""
         self.parked_s = 0.0
         """waited for a replica or a slot, in all"""
+        self._noted_s = 0.0
+        """of that the metric has so much"""
         self._expected_s: int | None = None
         """to the replica, as estimated when the wait began; None once it was judged"""
 
@@ -120,6 +123,7 @@ class Waiting:
         A turn that it was given and did not use is the next one's.
         """
         self._empty = bytes
+        self._note_wait()
         self._context.parking.release(self.tier.ref)
 
     def refresh(self) -> None:
@@ -135,6 +139,13 @@ class Waiting:
         """The first bytes of the answer are about to go out."""
         self._ticket.answered = True
         self._empty_at = None
+        self._note_wait()
+
+    def _note_wait(self) -> None:
+        """One wait, however often it was parked anew meanwhile."""
+        waited_s, self._noted_s = self.parked_s - self._noted_s, self.parked_s
+        if waited_s > 0:
+            self._context.metrics.parked_seconds.labels(self.tier.ref.name).observe(waited_s)
 
     def deadline(self) -> float:
         since = self.since if self.since is not None else time.monotonic()
@@ -197,9 +208,7 @@ class Waiting:
             parking.leave(ref, self._ticket)
             if not released.cancel() and not released.cancelled():
                 released.exception()  # seen, whether or not it was raised here
-            waited_s = time.monotonic() - started
-            self.parked_s += waited_s
-            self._context.metrics.parked_seconds.labels(ref.name).observe(waited_s)
+            self.parked_s += time.monotonic() - started
 
     def _came(self, tier: str, waited_s: float) -> None:
         """A replica is there: how wrong was what was said on arrival?"""
