@@ -34,12 +34,15 @@ class Cutter:
                 task = group.create_task(self._serve(near, back))
                 open_.add(task)
                 task.add_done_callback(open_.discard)
+                # Here, for a task that is cancelled before it begins does nothing at all.
+                task.add_done_callback(lambda _: back.transport.abort())
 
             self._server = server = await asyncio.start_server(connected, "127.0.0.1", 0)
             self.port = server.sockets[0].getsockname()[1]
             try:
                 yield self
             finally:
+                await _accepted(server)
                 server.close()
                 for task in list(open_):
                     task.cancel()
@@ -53,8 +56,7 @@ class Cutter:
             pass
         finally:
             asking.cancel()
-            for writer in (forth, back):
-                writer.transport.abort()
+            forth.transport.abort()
 
     async def _requests(self, near: asyncio.StreamReader, forth: asyncio.StreamWriter) -> None:
         with contextlib.suppress(ConnectionError):
@@ -81,6 +83,16 @@ class Cutter:
                 self.after -= count
             back.write(data)
             await back.drain()
+
+
+async def _accepted(server: asyncio.Server) -> None:
+    """Takes no more, and waits until what was taken has its handler: of a server that is closed in
+    between asyncio forgets the connection.
+    """
+    for listening in server.sockets:
+        asyncio.get_running_loop().remove_reader(listening.fileno())
+    for _ in range(4):
+        await asyncio.sleep(0)
 
 
 def _events(data: bytes, count: int) -> bytes:
