@@ -7,11 +7,13 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
+import aiohttp
+
 from spotinference.api.kinds import POD, Json
 from spotinference.devcluster.simengine.faults import Fault
 from tests.gateway.test_parking import use_key
 from tests.support.eventually import eventually
-from tests.support.gateway import CHAT, Bench, bench, chat, stream
+from tests.support.gateway import CHAT, Bench, Engine, Seen, bench, chat, stream
 
 
 @asynccontextmanager
@@ -29,14 +31,27 @@ async def narrow(
         await sim.stop()
 
 
+async def begun(http: aiohttp.ClientSession) -> tuple[asyncio.Task[Seen], list[bytes]]:
+    """A stream that has something of its answer, and what comes of it."""
+    arrived: list[bytes] = []
+    task = asyncio.create_task(stream(http, CHAT, chat(), arrived=arrived))
+    await eventually(lambda: len(arrived) > 4, 5)
+    return task, arrived
+
+
+async def full_replica(b: Bench) -> Engine:
+    """One that takes nothing until its fault is taken away."""
+    full = await b.replica()
+    full.sim.faults.plan = Fault(mode="status", status=503)
+    return full
+
+
 async def test_who_cannot_use_its_turn_gives_it_to_the_next() -> None:
     async with bench(heartbeat_s=0.05) as b:
         await b.tier("demo")
         lost = await b.replica(tokens_per_s=100)
         async with b.http() as http:
-            arrived: list[bytes] = []
-            cut = asyncio.create_task(stream(http, CHAT, chat(), arrived=arrived))
-            await eventually(lambda: len(arrived) > 4, 5)
+            cut, _ = await begun(http)
             await b.lose_node(lost)
             await eventually(lambda: b.parked() == 1, 5)
             second = asyncio.create_task(stream(http, CHAT, chat("second")))
@@ -53,11 +68,8 @@ async def test_a_cut_answer_whose_last_full_replica_goes_wakes_the_tier() -> Non
         await b.tier("demo")
         lost = await b.replica(tokens_per_s=100)
         async with b.http() as http:
-            arrived: list[bytes] = []
-            cut = asyncio.create_task(stream(http, CHAT, chat(), arrived=arrived))
-            await eventually(lambda: len(arrived) > 4, 5)
-            full = await b.replica()
-            full.sim.faults.plan = Fault(mode="status", status=503)
+            cut, _ = await begun(http)
+            full = await full_replica(b)
             await b.lose_node(lost)
             await eventually(lambda: len(full.sim.requests) > 0 and b.parked() == 1, 5)
             assert not b.kube.leases()
@@ -90,11 +102,8 @@ async def test_a_cut_answer_that_waits_for_a_slot_gives_signs_of_life_that_are_p
         await b.tier("demo")
         lost = await b.replica(tokens_per_s=100)
         async with b.http() as http:
-            arrived: list[bytes] = []
-            cut = asyncio.create_task(stream(http, CHAT, chat(), arrived=arrived))
-            await eventually(lambda: len(arrived) > 4, 5)
-            full = await b.replica()
-            full.sim.faults.plan = Fault(mode="status", status=503)
+            cut, arrived = await begun(http)
+            full = await full_replica(b)
             await b.lose_node(lost)
             await eventually(lambda: b"".join(arrived).count(b'"choices":[]') > 1, 5)
             full.sim.faults.plan = Fault()

@@ -22,6 +22,8 @@ _UNUSABLE = (
     *(k8s_config.ConfigException, OSError, yaml.YAMLError),
     *(ValueError, TypeError, KeyError, AttributeError),
 )
+"""What the library raises for a file that is no kubeconfig, or names no certificates (ssl's errors
+are OSErrors)."""
 
 
 async def configuration(kubeconfig: Path | None) -> k8s.Configuration:
@@ -52,7 +54,11 @@ async def _read(kubeconfig: Path, way: k8s.Configuration) -> None:
         return
     if not way.api_key and not way.cert_file:
         # The library logs why and would go on as nobody.
-        raise k8s_config.ConfigException("its exec plugin gave no credentials (see the line above)")
+        command = loader._user["exec"].value.get("command")  # noqa: SLF001
+        raise k8s_config.ConfigException(
+            f"its exec plugin gave no credentials (the log has its reason): run {command!r} by hand "
+            "and mend what it says"
+        )
     if hasattr(loader, "exec_plugin_expiry"):
         way.refresh_api_key_hook = _Renewal(loader)
 

@@ -322,9 +322,8 @@ def _room_for_descriptors(count: int) -> None:
     """
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft < count:
-        with contextlib.suppress(
-            OSError, ValueError
-        ):  # the system's own limit may be lower than ours
+        # The system's own limit may be lower than what the process may have.
+        with contextlib.suppress(OSError, ValueError):
             resource.setrlimit(resource.RLIMIT_NOFILE, (min(count, hard), hard))
             soft = min(count, hard)
     count = min(count, soft)
